@@ -169,15 +169,15 @@ def test_values_and_replicates_are_those_of_the_cases_drawn():
     np.testing.assert_allclose(measured.values[..., 3], np.nanmean(measured.values[..., :3], axis=-1))
 
 
-def test_missing_more_never_helps_and_empty_films_count_as_asked():
+def test_missing_more_never_helps_and_empty_films_are_left_out():
     """Three films moved by two pixels and seven missed: HD95 is no 2, as where misses drop out."""
     films = ROWS[:10]
     cases = [measure_image({"rib": square(22) if n < 3 else NOTHING}, {"rib": WHOLE}) for n in range(10)]
     weights = bootstrap_patients(films.patient_id, 50, np.random.default_rng(0))
 
-    def measure(cases, empty="skip"):
+    def measure(cases):
         table = pd.DataFrame(cases).assign(image_id=films.image_id)
-        measured = measure_structures([table], films, ["rib"], weights, empty)
+        measured = measure_structures([table], films, ["rib"], weights)
         return dict(zip(measured.metrics, measured.values[0, :, 0], strict=True))
 
     told = measure(cases)
@@ -186,10 +186,6 @@ def test_missing_more_never_helps_and_empty_films_count_as_asked():
     # Who outlines nothing where most films are empty.
     cases = [measure_image({"rib": NOTHING}, {"rib": NOTHING if n < 8 else WHOLE}) for n in range(10)]
     assert (measure(cases)["dice"], measure(cases)["both_empty"]) == (0, pytest.approx(0.8))
-    assert measure(cases, "one")["dice"] == pytest.approx(0.8)
-    assert measure(cases, "one")["hd95"] == pytest.approx(DIAGONAL)
-    with pytest.raises(StudyError, match=r"are left out .* or count 1 .* not 'none'"):
-        measure(cases, "none")
 
 
 def test_intervals_draw_patients_and_differences_are_paired():

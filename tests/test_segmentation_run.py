@@ -178,7 +178,6 @@ def test_of_boxes_there_is_nothing_to_learn_from(evaluation, capsys):
     ("change", "sentence"),
     [
         ({"labelled_share": 0.0}, "share of labels must lie above 0"),
-        ({"structures": (BAND, "left lung"), "recipe": replace(QUICK, flip=True)}, "both sides of each structure"),
         ({"structures": ("spleen",)}, "no training image has outlines of spleen"),
         ({"decoder": "vnet"}, "there is no decoder 'vnet'"),
     ],

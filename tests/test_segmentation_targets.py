@@ -15,7 +15,7 @@ from chexstudy.cohort.annotations import ANNOTATIONS, fit_mask, make_outline, re
 from chexstudy.cohort.images.decode import fit_square, read_dimensions
 from chexstudy.cohort.images.unreadable import UnreadableImage
 from chexstudy.cohort.source_annotations import Box, build_annotations
-from chexstudy.evaluation.segmentation.targets import choose_structures, mirror_pairs, read_targets
+from chexstudy.evaluation.segmentation.targets import choose_structures, read_targets
 from chexstudy.runs import Run
 
 SIZE = 32
@@ -117,13 +117,6 @@ def test_structures_need_enough_patients_and_lungs_are_two_where_they_can_be(run
     masks = [make_outline(f"x/{n}", "lungs", square(4, 4)) for n in range(8)] + masks[:2]
     write_annotations(masks, run.path(ANNOTATIONS))
     assert choose_structures(evaluation, 4) == {"lungs": "organ"}
-
-
-def test_a_mirrored_image_swaps_its_sides():
-    ribs = [f"{side} rib {number}" for side in ("right", "left") for number in range(1, 11)]
-    assert mirror_pairs(ribs) == [*range(10, 20), *range(10)]
-    assert mirror_pairs(["heart", "left lung", "right clavicle", "right lung", "left clavicle"]) == [0, 3, 4, 1, 2]
-    assert mirror_pairs(["heart", "left lung"]) is None
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -208,10 +208,8 @@ def read_in_parts(arm: EvaluatedModel, image_ids: Sequence[str], plan: LanguageM
     return torch.cat([read_patches(arm.encoder, store.read(part.tolist()), plan, device) for part in seen])
 
 
-def train_aligned_model(
-    arm: EvaluatedModel, rows: pd.DataFrame, plan: LanguageModelPlan, seed: int
-) -> tuple[AlignedModel, dict]:
-    """Both stages on a frozen encoder, each read from the study where it is current; and what each took.
+def train_aligned_model(arm: EvaluatedModel, rows: pd.DataFrame, plan: LanguageModelPlan, seed: int) -> AlignedModel:
+    """Both stages on a frozen encoder, each read from the study where it is current.
 
     ``rows`` are of training, with what is to be written in the column ``text`` and what is known beforehand in
     ``indication``. Every image of theirs passes the encoder once.
@@ -242,16 +240,16 @@ def train_aligned_model(
 
         return train_stage(model, measure, answers, stage, seed, label, plan.at_once)
 
-    def take(name: str, *what: object) -> dict:
-        took = train_or_load(run, f"{folder}/{name}", model, partial(train, *what), parameters | told, tuple(inputs))
+    def take(name: str, *what: object) -> None:
+        train_or_load(run, f"{folder}/{name}", model, partial(train, *what), parameters | told, tuple(inputs))
         inputs.append(f"{folder}/{name}.safetensors")
-        return {name: took}
 
     language_model.requires_grad_(False)
-    costs = take("alignment", plan.alignment, True, "aligning image and language")
+    take("alignment", plan.alignment, True, "aligning image and language")
     if plan.rank:
         add_low_rank_updates(language_model, plan.rank, plan.alpha, seed, plan.dropout)
         language_model.to(device)
     else:
         language_model.requires_grad_(True)
-    return model, costs | take("tuning", plan.tuning, False, "learning to report")
+    take("tuning", plan.tuning, False, "learning to report")
+    return model

@@ -26,6 +26,7 @@ from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.statistics.ranking import known_labels
 
 _IMAGES_AT_ONCE = 256
+_NEIGHBOURS = 10  # among whose reports the medoid is chosen
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,7 @@ class GeneratorSettings:
 
     sections: str = "findings"
     strip_comparisons: bool = False
-    neighbours: int = 10  # among whose reports the medoid is chosen
     plan: LanguageModelPlan = field(default_factory=LanguageModelPlan)  # of the language model
-
-    def __post_init__(self):
-        if self.neighbours < 1:
-            raise StudyError(
-                f"the medoid is one of the nearest reports: give neighbours of 1 or more, not {self.neighbours}."
-            )
 
 
 class Generator(ABC):
@@ -71,10 +65,6 @@ class Generator(ABC):
 
     @abstractmethod
     def _write(self, image_ids: list[str], prompts: Sequence[str], pixels: np.ndarray) -> list[str]: ...
-
-    def describe(self) -> dict:
-        """What is worth telling of how it came to be, as plain values."""
-        return {}
 
     def _embed(self, pixels: np.ndarray) -> np.ndarray:
         return embed_images(self.arm.encoder, pixels, _IMAGES_AT_ONCE, self.arm.evaluation.device)
@@ -127,11 +117,6 @@ class NearestReport(Generator):
             texts += [choose_medoid(self._texts[row]) for row in order]
         return texts
 
-    def describe(self) -> dict:
-        """How many reports there are to copy, and the share of those that another one repeats word for word."""
-        copies = pd.Series(self._texts).duplicated(keep=False)
-        return {"training_reports": len(copies), "verbatim_duplicates": float(copies.mean())}
-
 
 def choose_medoid(texts: Sequence[str]) -> str:
     """The text that shares most words with the others (mean Jaccard index), the first of equal ones."""
@@ -177,9 +162,6 @@ class LabelComposition(Generator):
         labels[NO_FINDING] = int(not np.nansum(told))
         return template_report(labels, image_id, self._seed, self._rules)
 
-    def describe(self) -> dict:
-        return {"findings_told": int((~np.isnan(self.thresholds)).sum()), "findings": len(self._findings)}
-
 
 def choose_f1_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The threshold of each finding ``(findings,)`` that gives the best F1, the highest of equal ones.
@@ -210,15 +192,11 @@ class LanguageModelReport(Generator):
     def __init__(self, arm: EvaluatedModel, rows: pd.DataFrame, plan: LanguageModelPlan, seed: int):
         super().__init__(arm)
         self._plan = plan
-        self.model, self._costs = train_aligned_model(arm, rows, plan, seed)
+        self.model = train_aligned_model(arm, rows, plan, seed)
 
     def _write(self, image_ids, prompts, pixels) -> list[str]:
         patches = read_patches(self.arm.encoder, pixels, self._plan, self.arm.evaluation.device)
         return self.model.write(patches, [self.model.frame(prompt) for prompt in prompts])
-
-    def describe(self) -> dict:
-        """The language model, and what each stage took."""
-        return {"language_model": self.model.language_model.origin} | self._costs
 
 
 def prepare_language_model(evaluation: Evaluation, settings: GeneratorSettings, seed: int) -> None:
@@ -234,8 +212,8 @@ LANGUAGE_MODEL = "language_model"
 _FIT = {
     "nearest_image": lambda arm, rows, settings, seed: NearestReport(arm, rows, "image"),
     "nearest_text": lambda arm, rows, settings, seed: NearestReport(arm, rows, "text"),
-    "medoid_image": lambda arm, rows, settings, seed: NearestReport(arm, rows, "image", settings.neighbours),
-    "medoid_text": lambda arm, rows, settings, seed: NearestReport(arm, rows, "text", settings.neighbours),
+    "medoid_image": lambda arm, rows, settings, seed: NearestReport(arm, rows, "image", _NEIGHBOURS),
+    "medoid_text": lambda arm, rows, settings, seed: NearestReport(arm, rows, "text", _NEIGHBOURS),
     "composition": lambda arm, rows, settings, seed: LabelComposition(arm, rows, seed),
     LANGUAGE_MODEL: lambda arm, rows, settings, seed: LanguageModelReport(arm, rows, settings.plan, seed),
 }

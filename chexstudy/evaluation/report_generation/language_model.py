@@ -242,8 +242,8 @@ def _draw_batches(lengths: np.ndarray, size: int, seed: int) -> Iterator[np.ndar
 
 def train_or_load(
     run: Run, name: str, module: nn.Module, train: Callable[[], dict], parameters: dict, inputs: tuple[str, ...] = ()
-) -> dict:
-    """Bring a module to what the study keeps of it under ``name``, else train it and keep that; tells what it took.
+) -> None:
+    """Bring a module to what the study keeps of it under ``name``, else train it and keep that, and what it took.
 
     What is kept are the buffers and what wants gradients.
     """
@@ -251,7 +251,7 @@ def train_or_load(
     if run.is_current(weights, run.key(parameters, inputs, by=type(module))):
         module.load_state_dict(load_file(run.path(weights)), strict=False)
         module.eval()
-        return run.read_json(cost)
+        return
     run.write_json(cost, train())
     frozen = {one for one, value in module.named_parameters() if not value.requires_grad}
     # Weights that are tied have two names in the state and one among the parameters.
@@ -260,4 +260,3 @@ def train_or_load(
     with run.writing(weights) as temporary:
         save_file(state, temporary)
     run.record(weights, parameters, inputs, parameters["seed"], (cost,), by=type(module))
-    return run.read_json(cost)

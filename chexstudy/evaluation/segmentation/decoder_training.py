@@ -1,15 +1,15 @@
 """Train a decoder on the last blocks of an encoder, or on pixels.
 
-The loss is soft Dice of each structure of each image plus binary cross-entropy (cross-entropy where structures exclude
-each other), 1 to 1; a structure of which it is not known where it is takes no part. AdamW with a cosine to 0; of as
-many states as there are epochs the one with the best Dice on validation is kept.
+The loss is soft Dice of each structure of each image plus binary cross-entropy, 1 to 1; a structure of which it is not
+known where it is takes no part. AdamW with a cosine to 0; of as many states as there are epochs the one with the best
+Dice on validation is kept.
 
 The encoder is frozen and in evaluation mode unless it is tuned. Frozen, and without augmentation, its blocks are
 computed once and held in memory as float16: 69 kB an image of ``tiny-resnet`` at 96 pixels, 2 MB of ViT-B/14 at 224.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -42,8 +42,6 @@ class DecoderRecipe:
     learning_rate: float = 1e-3  # of the decoder
     weight_decay: float = 1e-4
     augment: bool = False  # turn, scale and shift images a little, and change their greys, anew in each step
-    flip: bool = False  # mirror half of the images, too; then sides change places
-    exclusive: bool = False  # no pixel is in two structures: softmax with the background in place of a sigmoid each
     tuning: FineTuning | None = None  # tune the encoder with the decoder, at the first of its learning rates
 
     def __post_init__(self):
@@ -76,7 +74,7 @@ class Segmenter(nn.Module):
         return pixels if self.encoder is None else self.encoder.embed_blocks(pixels, len(self.decoder.widths))[2]
 
     def decode(self, embedded: Tensor, size: int) -> Tensor:
-        """Logits ``(batch, structures, size, size)``; exclusive ones have the background before them."""
+        """Logits ``(batch, structures, size, size)``."""
         widths = self.decoder.widths
         blocks = [embedded.float()] if self.encoder is None else split_blocks(embedded.float(), widths)
         return self.decoder(blocks, size)
@@ -98,50 +96,28 @@ class Segmenter(nn.Module):
             yield from self.decode(self.embed(batch), batch.shape[-1]).cpu().numpy()
 
 
-def mark(logits: np.ndarray, exclusive: bool) -> np.ndarray:
-    """The masks ``(structures, height, width)`` that logits say; exclusive ones have the background before them."""
-    if exclusive:
-        return logits.argmax(axis=0) == np.arange(1, len(logits))[:, None, None]
-    return logits > 0
-
-
 def average_masks(examples: Examples) -> np.ndarray:
     """Logits ``(structures, side, side)`` of the mean mask of images: above 0 where more than half have it."""
     counts = np.maximum(examples.known.sum(axis=0), 1)[:, None, None]
     return np.einsum("nshw,ns->shw", examples.masks, examples.known, dtype=np.float32) / counts - 0.5
 
 
-def measure_loss(logits: Tensor, masks: Tensor, known: Tensor, exclusive: bool) -> Tensor:
+def measure_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
     """Soft Dice plus cross-entropy, the mean over what is known.
 
-    Args:
-        logits: ``(batch, structures, height, width)``, with the background before them where they are exclusive.
-        masks: float, of structures alone.
-        known: bool ``(batch, structures)``; of exclusive structures all must be known of an image.
+    Of logits and float masks ``(batch, structures, height, width)`` and bool ``known`` ``(batch, structures)``.
     """
-    if exclusive:
-        known = known.all(dim=1, keepdim=True).expand(known.shape)
-        classes = functional.pad(masks, (0, 0, 0, 0, 1, 0), value=0.5).argmax(dim=1)
-        entropy = functional.cross_entropy(logits, classes, reduction="none").mean((1, 2))[:, None].expand(known.shape)
-        probabilities = logits.softmax(dim=1)[:, 1:]
-    else:
-        entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((2, 3))
-        probabilities = logits.sigmoid()
+    entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((2, 3))
+    probabilities = logits.sigmoid()
     overlap = (probabilities * masks).sum((2, 3))
     dice = (2 * overlap + _SMOOTH) / (probabilities.sum((2, 3)) + masks.sum((2, 3)) + _SMOOTH)
     return (1 - dice + entropy)[known].sum() / known.sum().clamp(min=1)
 
 
-def augment(
-    pixels: Tensor, masks: Tensor, known: Tensor, generator: torch.Generator, mirrored: Sequence[int] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images turned, scaled, shifted and of other greys, each by chance, with their masks; half of them mirrored.
+def augment(pixels: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images turned, scaled, shifted and of other greys, each by chance, with their masks; none is mirrored.
 
-    Args:
-        pixels: uint8 ``(batch, side, side)``.
-        masks: float ``(batch, structures, side, side)``.
-        known: bool ``(batch, structures)``.
-        mirrored: which structure's mask, mirrored, is that of each one on a mirrored image; None to mirror none.
+    Of uint8 pixels ``(batch, side, side)`` and float masks ``(batch, structures, side, side)``.
     """
     count = len(pixels)
     draw = (2 * torch.rand(6, count, generator=generator) - 1).to(pixels.device)
@@ -158,13 +134,7 @@ def augment(
     moved = functional.grid_sample(
         both, functional.affine_grid(places, both.shape, align_corners=False), align_corners=False
     )
-    pixels, masks = moved[:, 0].round().to(torch.uint8), (moved[:, 1:] > 0.5).float()
-    if mirrored is not None:
-        flipped = (torch.rand(count, generator=generator) < 0.5).to(pixels.device)
-        pixels = torch.where(flipped.view(-1, 1, 1), pixels.flip(-1), pixels)
-        masks = torch.where(flipped.view(-1, 1, 1, 1), masks[:, mirrored].flip(-1), masks)
-        known = torch.where(flipped.view(-1, 1), known[:, mirrored], known)
-    return pixels, masks, known
+    return moved[:, 0].round().to(torch.uint8), (moved[:, 1:] > 0.5).float()
 
 
 def fit_decoder(
@@ -175,7 +145,6 @@ def fit_decoder(
     recipe: DecoderRecipe,
     seed: int,
     device: torch.device | str = "cpu",
-    mirrored: Sequence[int] | None = None,
 ) -> tuple[Segmenter, pd.DataFrame]:
     """Train a decoder and keep its best state by the Dice on validation.
 
@@ -184,7 +153,6 @@ def fit_decoder(
         encoder: None for a decoder that sees pixels. It is not changed: a tuned one is a copy.
         validation: to choose the state by; without known structures there, the last is kept.
         seed: of the decoder's weights, of the order of images and of augmentation.
-        mirrored: as `augment` takes it, where the recipe mirrors.
 
     Gives the segmenter in evaluation mode, and a row an epoch with ``steps``, ``loss`` and ``dice``.
     """
@@ -193,7 +161,7 @@ def fit_decoder(
         encoder = encoder.to(device).eval().requires_grad_(False)
     with tune(encoder, recipe.tuning, seed, device) if encoder and recipe.tuning else nullcontext(encoder) as seen:
         model = build_segmenter(kind, seen, train.masks.shape[1], recipe, generator).to(device)
-        table = _train(model, train, validation, generator, mirrored)
+        table = _train(model, train, validation, generator)
     return model.requires_grad_(False).eval(), table
 
 
@@ -202,10 +170,10 @@ def build_segmenter(
 ) -> Segmenter:
     """An encoder, or none, under a decoder whose weights are drawn from the generator."""
     widths = (1,) if encoder is None else encoder.block_widths()[-_BLOCKS:]
-    return Segmenter(make_decoder(kind, widths, structures + recipe.exclusive, generator), encoder, recipe)
+    return Segmenter(make_decoder(kind, widths, structures, generator), encoder, recipe)
 
 
-def _train(model: Segmenter, train: Examples, validation: Examples, generator, mirrored) -> pd.DataFrame:
+def _train(model: Segmenter, train: Examples, validation: Examples, generator: torch.Generator) -> pd.DataFrame:
     recipe, device, size = model.recipe, next(model.decoder.parameters()).device, train.pixels.shape[-1]
     if recipe.tuning:
         own = replace(recipe.tuning, head_learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -232,10 +200,10 @@ def _train(model: Segmenter, train: Examples, validation: Examples, generator, m
             else:
                 pixels = torch.from_numpy(train.pixels[rows]).to(device)
                 if recipe.augment:
-                    pixels, masks, known = augment(pixels, masks, known, generator, mirrored if recipe.flip else None)
+                    pixels, masks = augment(pixels, masks, generator)
                 with torch.set_grad_enabled(bool(recipe.tuning)):
                     embedded = model.embed(pixels)
-            loss = measure_loss(model.decode(embedded, size), masks, known, recipe.exclusive)
+            loss = measure_loss(model.decode(embedded, size), masks, known)
             if not torch.isfinite(loss):
                 raise StudyError(
                     f"training a decoder at a learning rate of {recipe.learning_rate:g} gave a loss that is no number: "
@@ -285,8 +253,7 @@ def _judge(model: Segmenter, examples: Examples, embedded: Tensor | None) -> flo
             batch = model.embed(torch.from_numpy(examples.pixels[part]).to(device))
         else:
             batch = embedded[part].to(device)
-        marked = np.stack([mark(one, model.recipe.exclusive) for one in model.decode(batch, size).cpu().numpy()])
-        truth = examples.masks[part]
+        marked, truth = model.decode(batch, size).cpu().numpy() > 0, examples.masks[part]
         area = marked.sum((2, 3)) + truth.sum((2, 3))
         overlap = (marked & truth).sum((2, 3))
         counted = examples.known[part] & (area > 0)

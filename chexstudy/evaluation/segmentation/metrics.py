@@ -6,8 +6,7 @@ one boundary to the other (of the conventions in use that of Reinke et al., Natu
 of both boundaries within a tolerance of the other: 1 % of the image's diagonal and, where the size of a pixel is known,
 ``surface_dice_2mm``.
 
-- Nothing there and nothing outlined: left out of means and counted, or 1 in Dice, IoU and surface Dice, the rule of
-  SIIM-ACR (``empty="one"``), under which who outlines nothing gets the share of images without the finding.
+- Nothing there and nothing outlined: left out of means and counted.
 - Outlined where nothing is, or missed: Dice, IoU and surface Dice are 0, and HD95 is the image's diagonal.
 
 An image of which it is not known where a structure is enters nothing of that structure.
@@ -32,7 +31,6 @@ _OF_CASES, _IN_MM, _PIXELS = (
     ("surface_dice_2mm", "hd95_mm"),
     ("overlap", "area"),
 )
-_DISTANCES = {"hd95", "hd95_mm"}
 
 
 # --- one image --------------------------------------------------------------------------------------------------------
@@ -99,7 +97,6 @@ def measure_structures(
     rows: pd.DataFrame,
     structures: Sequence[str],
     weights: np.ndarray,
-    empty: str = "skip",
 ) -> Measured:
     """Means over images by structure, and of these over structures, with replicates that draw patients.
 
@@ -108,16 +105,13 @@ def measure_structures(
         rows: cohort rows of the data set.
         structures: those that get columns; n is 0 and values are NaN where none is known.
         weights: ``(resamples, rows)`` of `bootstrap_patients`.
-        empty: images where nothing is and nothing was outlined are left out (``skip``) or count 1 (``one``).
 
     Beside the measures of `measure_case` there are ``median_hd95``; ``global_dice``, that of the pixels of all images
     together; ``sensitivity`` and ``missed``, which add up to 1, of the images that show a structure; ``specificity`` of
     those that do not; and ``both_empty``, the share of such images. n is how many images it is known of whether and
     where they show the structure, positives how many do.
     """
-    if empty not in ("skip", "one"):
-        raise StudyError(f"images where both masks are empty are left out (skip) or count 1 (one), not {empty!r}.")
-    seeds = [_read_cases(table, rows, structures, empty) for table in tables]
+    seeds = [_read_cases(table, rows, structures) for table in tables]
     names, once = [*seeds[0]][: -len(_PIXELS)], np.ones((1, len(rows)))
     known, shown = (~np.isnan(seeds[0][name]) for name in ("both_empty", "sensitivity"))
     columns = {"finding": [*structures, MACRO], "n": [*known.sum(axis=0), len(rows)]}
@@ -134,9 +128,7 @@ def measure_structures(
     )
 
 
-def _read_cases(
-    table: pd.DataFrame, rows: pd.DataFrame, structures: Sequence[str], empty: str
-) -> dict[str, np.ndarray]:
+def _read_cases(table: pd.DataFrame, rows: pd.DataFrame, structures: Sequence[str]) -> dict[str, np.ndarray]:
     """By measure ``(rows, structures)``, NaN where it does not count."""
     lacking = int((~rows.image_id.isin(table.image_id)).sum())
     if lacking:
@@ -150,9 +142,6 @@ def _read_cases(
     cases = {name: read(name).astype(float) for name in (*_OF_CASES, *in_mm)}
     outcomes = read("outcome")
     found, missed, false_positive, both_empty = (outcomes == one for one in (FOUND, MISSED, FALSE_POSITIVE, BOTH_EMPTY))
-    if empty == "one":
-        for name in cases.keys() - _DISTANCES:
-            cases[name][both_empty] = 1
     shown, known = found | missed, found | missed | false_positive | both_empty
     for name, value, counted in (
         ("sensitivity", found, shown),

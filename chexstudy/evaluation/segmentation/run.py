@@ -32,11 +32,10 @@ from chexstudy.evaluation.segmentation.decoder_training import (
     average_masks,
     build_segmenter,
     fit_decoder,
-    mark,
 )
 from chexstudy.evaluation.segmentation.decoders import PIXEL_UNET
 from chexstudy.evaluation.segmentation.metrics import measure_image, measure_structures
-from chexstudy.evaluation.segmentation.targets import ORGAN, Targets, choose_structures, mirror_pairs, read_targets
+from chexstudy.evaluation.segmentation.targets import ORGAN, Targets, choose_structures, read_targets
 from chexstudy.evaluation.task import Fitted, Task, measure_and_compare, run_tasks
 from chexstudy.results import write_interval
 from chexstudy.runs import hash_file
@@ -88,11 +87,8 @@ class SegmentStructures(Task):
             predict, files = partial(_predict_mean, average_masks(train)), ()
         else:
             encoder = None if arm.name == NO_ENCODER else arm.encoder
-            mirrored = mirror_pairs(self.structures)
-            if self.recipe.flip and mirrored is None:
-                raise StudyError("a mirrored image needs both sides of each structure: leave flip out, or name both.")
             model, table = fit_decoder(
-                self.decoder, encoder, train, validation, self.recipe, arm.seed, evaluation.device, mirrored
+                self.decoder, encoder, train, validation, self.recipe, arm.seed, evaluation.device
             )
             predict, files = model.predict, (f"{folder}/decoder.safetensors", f"{folder}/training.parquet")
             with run.writing(files[0]) as temporary:
@@ -126,8 +122,8 @@ class SegmentStructures(Task):
         """The predicted masks of each image at its original size."""
         pixels = evaluation.store.read(targets.image_ids)
         for logits, size in zip(predict(pixels), targets.sizes, strict=True):
-            marked = mark(restore(logits, tuple(size.tolist()), evaluation.store.fit), self.recipe.exclusive)
-            yield dict(zip(self.structures, marked, strict=True))
+            restored = restore(logits, tuple(size.tolist()), evaluation.store.fit)
+            yield dict(zip(self.structures, restored > 0, strict=True))
 
     def look(self, evaluation: Evaluation, arm: str, seed: int, rows: pd.DataFrame) -> Callable[[str], tuple]:
         """Image id -> pixels and predicted and true masks by structure, of a decoder that was kept."""

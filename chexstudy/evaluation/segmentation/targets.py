@@ -119,19 +119,6 @@ def choose_structures(evaluation: Evaluation, least: int = 20) -> dict[str, str]
     return {structure: FINDING if structure in findings else ORGAN for structure in chosen}
 
 
-def mirror_pairs(structures: Sequence[str]) -> list[int] | None:
-    """Which structure's mask, mirrored, is that of each one on a mirrored image: the right lung's that of the left.
-
-    None if the other side of a structure is not among them: then images must not be mirrored.
-    """
-    other = {"right": "left", "left": "right"}
-    words = [structure.split(" ") for structure in structures]
-    mirrored = [" ".join(other.get(word, word) for word in one) for one in words]
-    if not set(mirrored) <= set(structures):
-        return None
-    return [list(structures).index(one) for one in mirrored]
-
-
 def _find_parts(outlines: Outlines, image_id: str, structure: str) -> tuple[str, ...]:
     """What a structure was outlined as on an image: itself, or its two sides; nothing if it was not."""
     for parts in ((structure,), _SIDES.get(structure, (structure,))):
