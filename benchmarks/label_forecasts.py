@@ -2,9 +2,9 @@
 
 Written before the untouched curves were measured, and kept.
 
-**Curves.** Every curve is measured as notebook 11 measures it: logistic heads on a frozen encoder, 20 draws at each label
-count, judged on held-out patients. The prior may be refined on the *development* curves only; what is reported is of the
-*untouched* ones, measured when the prior stood.
+**Curves.** Every curve is measured as notebook 11 measures it: logistic heads on a frozen encoder, 20 draws at each
+label count, judged on held-out patients. The prior may be refined on the *development* curves only; what is reported
+is of the *untouched* ones, measured when the prior stood.
 
 - development: the finished study ``--study`` (cohort seed 0) with its arms, images-only arms and untrained encoder, and
   cohort seed 201 with the study's arms;
@@ -12,20 +12,21 @@ count, judged on held-out patients. The prior may be refined on the *development
   labels (``--data``), each with five encoders: ``upstream-image`` (images alone), ``upstream-pair-image`` (contrastive
   with texts), and random weights of ``tiny-resnet``, ``tiny-vit`` and ``tiny-dinov2``, at a seed no study uses.
 
-**Question 1.** From at most 50, 100, 200 and 500 labels: the 95 % interval of the AUROC that was measured at the smallest
-label count which is at least four times as large. Does it hold it, and is it at most 0.10 wide (called useful)?
-Findings by themselves (``alone``) and with the others of their encoder (``pooled``). The interval score is the width
-plus 40 times what a truth outside lies away: narrow is no merit if it is wrong.
+**Question 1.** From at most 50, 100, 200 and 500 labels: the 95 % interval of the AUROC that was measured at the
+smallest label count which is at least four times as large. Does it hold it, and is it at most 0.10 wide (called
+useful)? Findings by themselves (``alone``) and with the others of their encoder (``pooled``). The interval score is
+the width plus 40 times what a truth outside lies away: narrow is no merit if it is wrong.
 
-**Question 2.** The answer of the planner to targets of 0.75, 0.80 and 0.85 from the same labels: how often is it another than
-"cannot be told yet", and how often do the measured curves contradict it? They do where the number needed is not within
-the bracket of measured counts between which the target is first reached, nor beyond the last if it never is.
+**Question 2.** The answer of the planner to targets of 0.75, 0.80 and 0.85 from the same labels: how often is it
+another than "cannot be told yet", and how often do the measured curves contradict it? They do where the number needed
+is not within the bracket of measured counts between which the target is first reached, nor beyond the last if it never
+is.
 
 **Intervals** of coverages are over findings within cohorts, however many encoders saw them.
 
-**A change of the prior is kept** if, over all untouched curves, coverage alone and pooled is between 92 and 98 % at each
-start or nearer to it than before, no data set has less than 85 % at a start with ten curves or more, and the interval
-score is not worse than before at 50 and 100 labels.
+**A change of the prior is kept** if, over all untouched curves, coverage alone and pooled is between 92 and 98 % at
+each start or nearer to it than before, no data set has less than 85 % at a start with ten curves or more, and the
+interval score is not worse than before at 50 and 100 labels.
 
     python benchmarks/label_forecasts.py --part untouched --data DATA --threads 1
 """
