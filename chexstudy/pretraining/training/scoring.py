@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.pixels.store import PixelStore, open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.online.prototypes import join_features
 from chexstudy.devices import choose_autocast, choose_device, use_threads
@@ -101,7 +101,7 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     model = _read_model(run, cohort, seed, config, device)
     name, parameters = f"{folder}/compute.json", _parameters(run, seed, config, model, chosen)
     if not run.is_current(name, run.key(parameters, _INPUTS)):
-        measured = _measure(run, model, cohort, seed, config, chosen)
+        measured = measure_pairs(model, cohort, open_pixel_store(run), seed, config, chosen)
         ids = {"image_id": measured.image_ids}
         run.write_array(f"{folder}/image.npy", measured.image)
         run.write_array(f"{folder}/text.npy", measured.text)
@@ -159,7 +159,7 @@ def score_with_reference(
     parameters = _parameters(run, seed, config, model, chosen) | {"arm": arm}
     name, losses = (f"{score_folder(seed)}/reference.{kind}" for kind in ("json", "parquet"))
     if not run.is_current(name, run.key(parameters, _INPUTS)):
-        measured = _measure(run, model, read_cohort(run.path(_COHORT)), seed, config, chosen)
+        measured = measure_pairs(model, read_cohort(run.path(_COHORT)), open_pixel_store(run), seed, config, chosen)
         run.write_table(losses, pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss}))
         run.write_json(name, measured.cost | {"arm": arm, "temperature": measured.temperature})
         run.record(name, parameters, _INPUTS, seed, files=(losses,))
@@ -210,11 +210,17 @@ def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageText
     }
 
 
-def _measure(
-    run: Run, model: ImageTextModel, cohort: pd.DataFrame, seed: int, config: PretrainingConfig, device: torch.device
+def measure_pairs(
+    model: ImageTextModel,
+    cohort: pd.DataFrame,
+    store: PixelStore,
+    seed: int,
+    config: PretrainingConfig,
+    device: torch.device,
 ) -> Scores:
+    """Embeddings of all training pairs of a cohort under a model, and each pair's loss in a random batch."""
     model.to(device).eval()
-    pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
+    pairs = TrainingPairs(cohort, store, model.text_tower.tokenize)
     encoder = PairEncoder(model, pairs, device, config.micro_batch, choose_autocast(config.precision, device))
     image, text = (np.empty((len(pairs), model.dim), np.float32) for _ in range(2))
     loss = np.empty(len(pairs))

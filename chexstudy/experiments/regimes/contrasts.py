@@ -1,0 +1,94 @@
+"""What a method gains over random at the same cell: means over pools, with intervals, and p values by question.
+
+Every pool has patients of its own, those of its tests among them, and within it choices and trainings are drawn anew.
+So the differences of the pools, each a mean over its choices and trainings, are independent, and their spread holds
+every source of chance: the interval is Student's t over pools.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from chexstudy.experiments.regimes.design import BASELINE, Cell
+from chexstudy.statistics.bootstrap import CONFIDENCE
+from chexstudy.statistics.multiple_testing import correct_by_holm
+
+MAIN_METHOD, MAIN_METRIC = "filtered_budgeted_half", "zero_shot_auroc_macro"
+CELL = list(Cell.__dataclass_fields__)
+_CHANCE = ["seed", "choice", "training"]
+
+
+def measure_gains(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str = BASELINE) -> pd.DataFrame:
+    """Each method minus the reference at the same cell, paired by pool, choice and training.
+
+    Of rows as in `chexstudy.experiments.regimes.bench.read_outcomes`. Gives the cell's columns, ``method``, ``metric``,
+    ``value`` and ``reference`` (the means of both), ``gain``, ``ci_low``, ``ci_high``, ``p`` and ``pools``; interval
+    and p value are NaN with one pool. A method where the reference was not trained is left out.
+    """
+    long = outcomes.melt([*CELL, "method", *_CHANCE], list(metrics), var_name="metric", value_name="value")
+    long = long.astype({"value": float})
+    other = long[long.method == reference].rename(columns={"value": "other"}).drop(columns="method")
+    paired = long[long.method != reference].merge(other, on=[*CELL, "metric", *_CHANCE])
+    paired = paired.dropna(subset=["value", "other"])
+    pools = paired.groupby([*CELL, "method", "metric", "seed"], sort=False)[["value", "other"]].mean()
+    pools["gain"] = pools["value"] - pools["other"]
+    rows = [
+        dict(zip([*CELL, "method", "metric"], place, strict=True))
+        | {"value": own["value"].mean(), "reference": own["other"].mean()}
+        | _estimate(own["gain"].to_numpy())
+        for place, own in pools.groupby([*CELL, "method", "metric"], sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _estimate(gains: np.ndarray) -> dict[str, float]:
+    """Mean, 95 % interval and two-sided p value of independent gains ``(pools,)``."""
+    count, mean = len(gains), float(gains.mean())
+    told = {"gain": mean, "ci_low": np.nan, "ci_high": np.nan, "p": np.nan, "pools": count}
+    if count < 2:
+        return told
+    error = float(gains.std(ddof=1) / np.sqrt(count))
+    reach = float(student.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    p = 2 * float(student.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
+    return told | {"ci_low": mean - reach, "ci_high": mean + reach, "p": p}
+
+
+def correct_gains(gains: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `measure_gains` of one question with ``p_holm``, corrected over its cells and methods by metric."""
+    tested = gains.dropna(subset=["p"])
+    corrected = tested.groupby("metric")["p"].transform(lambda values: correct_by_holm(values.to_numpy()))
+    return gains.assign(p_holm=corrected)
+
+
+def half_width(gains: pd.DataFrame) -> float:
+    """The widest half interval of the main contrast over the cells of its question; infinite with one pool."""
+    main = gains[(gains.method == MAIN_METHOD) & (gains.metric == MAIN_METRIC)]
+    return float(((main.ci_high - main.ci_low) / 2).fillna(np.inf).max()) if len(main) else np.inf
+
+
+def split_variance(outcomes: pd.DataFrame, metric: str = MAIN_METRIC, method: str = MAIN_METHOD) -> pd.DataFrame:
+    """How much pools, choices within them and trainings within those add to the variance of a gain.
+
+    Nested analysis of variance with as many choices in each pool as trainings in each choice (Searle, Casella and
+    McCulloch 1992, Variance Components, chapter 3); negative estimates are zero. Gives ``source``, ``variance`` and
+    ``deviation``, its square root, of one training's gain.
+    """
+    own, other = (outcomes[outcomes.method == name].set_index(_CHANCE)[metric] for name in (method, BASELINE))
+    gain = (own - other).dropna().unstack("training").to_numpy(dtype=float)
+    pools = (own - other).dropna().index.get_level_values("seed").nunique()
+    gain = gain.reshape(pools, -1, gain.shape[1])
+    _, choices, trainings = gain.shape
+    of_choice, of_pool = gain.mean(axis=2), gain.mean(axis=(1, 2))
+    within = gain.var(axis=2, ddof=1).mean()
+    between = trainings * of_choice.var(axis=1, ddof=1).mean()
+    above = trainings * choices * of_pool.var(ddof=1)
+    parts = {
+        "pool": (above - between) / (trainings * choices),
+        "choice": (between - within) / trainings,
+        "training": within,
+    }
+    rows = [(name, max(float(value), 0.0)) for name, value in parts.items()]
+    table = pd.DataFrame(rows, columns=["source", "variance"])
+    return table.assign(deviation=np.sqrt(table.variance))
