@@ -5,7 +5,6 @@ from argparse import Namespace
 from chexstudy.cli.parser import option, verb
 from chexstudy.cli.tables import check_output, lay_out, write_table
 
-
 _MOST_POOLS = 16
 
 
