@@ -5,19 +5,22 @@ from argparse import Namespace
 from chexstudy.cli.parser import option, verb
 from chexstudy.cli.tables import check_output, lay_out, write_table
 
-_MOST_POOLS = 16
-
 
 @verb(
     "regimes",
     "measure when curation pays, on drawn pools that no scorer has seen",
     option("question QUESTION", "which to answer (default: all, in the order of the design)", nargs="*"),
     option("--seeds N", "pools of each cell (default: those of the design)", type=int),
+    option("--methods METHOD", "only these, and random choice (default: those of the design)", nargs="+"),
     option("--first K", "seed of the first pool", default=0),
     option("--until W", "then one pool more at a time, up to 16, until the main contrast is known to +-W", type=float),
     option("--workers N", "trainings side by side", default=2),
     option("--estimate", "only say what is left and how long it takes"),
-    option("--out FILE", "also write every training's outcome, as .csv or .parquet", type=check_output),
+    option(
+        "--out FILE",
+        "also write every training's outcome, without single findings, as .csv or .parquet",
+        type=check_output,
+    ),
 )
 def regimes(options: Namespace) -> None:
     """Choose from drawn pools by every method, train on what was chosen, and compare with a random choice.
@@ -33,23 +36,24 @@ def regimes(options: Namespace) -> None:
     """
     from chexstudy.experiments.regimes.bench import estimate, read_outcomes, run_bench
     from chexstudy.experiments.regimes.contrasts import MAIN_METRIC, correct_gains, half_width, measure_gains
-    from chexstudy.experiments.regimes.design import read_design
+    from chexstudy.experiments.regimes.design import MOST_POOLS, read_design
+    from chexstudy.experiments.regimes.evidence import leave_out_findings
 
     design = read_design()
-    jobs = design.list_jobs(options.question, options.seeds, options.first)
+    jobs = design.list_jobs(options.question, options.seeds, options.first, options.methods or ())
     if options.estimate:
         print(estimate(jobs, design.methods, options.workers))
         return
     for name in options.question or design.questions:
         seeds, first = options.seeds or design.questions[name].seeds, options.first
         while True:
-            asked = design.list_jobs([name], seeds, first)
+            asked = design.list_jobs([name], seeds, first, options.methods)
             gains = measure_gains(run_bench(asked, design.methods, options.workers), [MAIN_METRIC])
-            if options.until is None or half_width(gains) <= options.until or first + seeds >= _MOST_POOLS:
+            if options.until is None or half_width(gains) <= options.until or first + seeds >= MOST_POOLS:
                 break
             seeds += 1
         jobs += [job for job in asked if job not in jobs]
         print(f"{name}: {design.questions[name].asks}")
         print(lay_out(correct_gains(gains).drop(columns="metric").round(4)))
     if options.out:
-        write_table(read_outcomes(jobs, design.methods).astype({"how": str}), options.out)
+        write_table(leave_out_findings(read_outcomes(jobs, design.methods)).round(5), options.out)

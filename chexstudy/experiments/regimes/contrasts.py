@@ -6,12 +6,14 @@ every source of chance: the interval is Student's t over pools.
 """
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from chexstudy.experiments.regimes.design import BASELINE, Cell
+from chexstudy.errors import StudyError
+from chexstudy.experiments.regimes.design import BASELINE, Cell, Design, Question
 from chexstudy.statistics.bootstrap import CONFIDENCE
 from chexstudy.statistics.multiple_testing import correct_by_holm
 
@@ -62,6 +64,25 @@ def correct_gains(gains: pd.DataFrame) -> pd.DataFrame:
     return gains.assign(p_holm=corrected)
 
 
+def answer_questions(outcomes: pd.DataFrame, design: Design, metrics: Sequence[str]) -> pd.DataFrame:
+    """Rows of `correct_gains` of every question that the outcomes can answer, with its name as ``question``."""
+    answers = [
+        correct_gains(gains).assign(question=question.name)
+        for question in design.questions.values()
+        if len(gains := measure_gains(take_question(outcomes, question), metrics))
+    ]
+    if not answers:
+        raise StudyError("no method was trained beside a random choice at the same cell: there is no gain to tell.")
+    return pd.concat(answers, ignore_index=True)
+
+
+def take_question(outcomes: pd.DataFrame, question: Question) -> pd.DataFrame:
+    """The outcomes that answer a question, of all pools that there are."""
+    cells = {astuple(cell) for cell in question.cells}
+    asked = [cell in cells for cell in outcomes[CELL].itertuples(index=False, name=None)]
+    return outcomes[np.array(asked, dtype=bool) & outcomes.method.isin(question.methods)]
+
+
 def half_width(gains: pd.DataFrame) -> float:
     """The widest half interval of the main contrast over the cells of its question; infinite with one pool."""
     main = gains[(gains.method == MAIN_METHOD) & (gains.metric == MAIN_METRIC)]
@@ -69,16 +90,22 @@ def half_width(gains: pd.DataFrame) -> float:
 
 
 def split_variance(outcomes: pd.DataFrame, metric: str = MAIN_METRIC, method: str = MAIN_METHOD) -> pd.DataFrame:
-    """How much pools, choices within them and trainings within those add to the variance of a gain.
+    """How much pools, choices within them and trainings within those add to the variance of a gain at one cell.
 
-    Nested analysis of variance with as many choices in each pool as trainings in each choice (Searle, Casella and
+    Nested analysis of variance of the pools with most choices, and as many trainings of each (Searle, Casella and
     McCulloch 1992, Variance Components, chapter 3); negative estimates are zero. Gives ``source``, ``variance`` and
     ``deviation``, its square root, of one training's gain.
     """
     own, other = (outcomes[outcomes.method == name].set_index(_CHANCE)[metric] for name in (method, BASELINE))
-    gain = (own - other).dropna().unstack("training").to_numpy(dtype=float)
-    pools = (own - other).dropna().index.get_level_values("seed").nunique()
-    gain = gain.reshape(pools, -1, gain.shape[1])
+    gain = (own - other).unstack("training").dropna()
+    pools = [one.to_numpy(dtype=float) for _, one in gain.groupby("seed")]
+    most = max(map(len, pools), default=0)
+    gain = np.array([one for one in pools if len(one) == most])
+    if min(gain.shape, default=0) < 2 or gain.ndim < 3:
+        raise StudyError(
+            "sources of chance are told apart from two pools or more with two choices and trainings each: "
+            "run `chexstudy regimes sources`."
+        )
     _, choices, trainings = gain.shape
     of_choice, of_pool = gain.mean(axis=2), gain.mean(axis=(1, 2))
     within = gain.var(axis=2, ddof=1).mean()

@@ -9,6 +9,7 @@ from chexstudy.inputs.yaml_files import read_data_beside
 SCORERS = ("trained", "quarter", "unaligned")
 STARTS = ("scratch", "upstream")
 BASELINE = "random"
+MOST_POOLS = 16  # of a cell, where more are drawn until a contrast is known well enough
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,25 @@ class Design:
     methods: Mapping[str, Mapping]  # how each method chooses
     questions: Mapping[str, Question] = field(default_factory=dict)
 
-    def list_jobs(self, questions: Sequence[str] = (), seeds: int | None = None, first: int = 0) -> list[Job]:
-        """The trainings of the named questions, or of all, each once, in their order."""
-        for name in questions:
-            if name not in self.questions:
-                guess = suggest(name, self.questions, "choose one of them")
-                raise StudyError(f"there is no question {name!r}; there are {', '.join(self.questions)}: {guess}.")
+    def list_jobs(
+        self,
+        questions: Sequence[str] = (),
+        seeds: int | None = None,
+        first: int = 0,
+        methods: Sequence[str] = (),
+    ) -> list[Job]:
+        """The trainings of the named questions, or of all, each once, in their order.
+
+        With ``methods``, of these and of random choice alone.
+        """
+        for what, names, known in (("question", questions, self.questions), ("method", methods, self.methods)):
+            for name in names:
+                if name not in known:
+                    guess = suggest(name, known, "choose one of them")
+                    raise StudyError(f"there is no {what} {name!r}; there are {', '.join(known)}: {guess}.")
         asked = [self.questions[name] for name in questions or self.questions]
-        return list(dict.fromkeys(job for question in asked for job in question.list_jobs(seeds, first)))
+        jobs = dict.fromkeys(job for question in asked for job in question.list_jobs(seeds, first))
+        return [job for job in jobs if not methods or job.method in (BASELINE, *methods)]
 
 
 def read_design() -> Design:
