@@ -47,16 +47,16 @@ def _read_upstream_config() -> PretrainingConfig:
     return PretrainingConfig.from_dict(scratch)
 
 
-def load_scorer(name: str, seed: int) -> ImageTextModel:
+def load_scorer(name: str, pairs: pd.DataFrame, seed: int) -> ImageTextModel:
     """The upstream pair (``trained``), that of `train_quarter_scorer`, or the upstream image and text encoders that
     were never aligned, with random projections by the seed (``unaligned``), as the published curator begins.
     """
     if name == "unaligned":
-        return build_model(PretrainingConfig(), pd.DataFrame({"report": []}), seed).eval()
+        return build_model(PretrainingConfig(), pairs, seed).eval()
     return load_model(FOLDER / "pair" if name == "trained" else Run(_HOME).path("model"))
 
 
 def score_pool(pool: Pool, scorer: str, seed: int) -> Scores:
     """Embeddings and losses of a pool's pairs under a scorer; losses are in random batches by the seed."""
-    config = replace(PretrainingConfig(), batch_size=_BATCH)
-    return measure_pairs(load_scorer(scorer, seed), pool.pairs, pool.store, seed, config, torch.device("cpu"))
+    model, config = load_scorer(scorer, pool.pairs, seed), replace(PretrainingConfig(), batch_size=_BATCH)
+    return measure_pairs(model, pool.pairs, pool.store, seed, config, torch.device("cpu"))
