@@ -10,11 +10,12 @@
 # # 5. Compare the arms
 #
 # **What it shows.** Whether a curated subset trains as good a model as all data, and a better one than a random subset of
-# the same size or the same cost: zero-shot classification, retrieval and a linear probe on held-out patients, each
-# number with a 95 % interval, each comparison paired by patient and seed. Then what one AUROC hides: the sentences that
-# were asked, who the negatives are, the prevalence, thresholds carried from validation, and calibration.
+# the same size or the same cost, and whether setting mismatched pairs aside first changes that: zero-shot
+# classification, retrieval and a linear probe on held-out patients, each number with a 95 % interval, each comparison
+# paired by patient and seed. Then what one AUROC hides: the sentences that were asked, who the negatives are, the
+# prevalence, thresholds carried from validation, and calibration.
 #
-# **What it costs.** About two minutes for the default study on 2 cores; at paper scale minutes a test set on a GPU.
+# **What it costs.** About three minutes for the default study on 2 cores; at paper scale minutes a test set on a GPU.
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
@@ -66,8 +67,8 @@ summarise_zero_shot(results, study.arms)
 # %% [markdown]
 # ## C2. Zero-shot classification
 #
-# An interval of a difference that excludes zero is a difference this study can see; one that does not is not evidence of
-# equality.
+# Both arms that curate are held against all others. An interval of a difference that excludes zero is a difference this
+# study can see; one that does not is not evidence of equality.
 
 # %%
 figures.zero_shot.show(study, results)

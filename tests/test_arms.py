@@ -46,6 +46,7 @@ def test_an_arm_needs_its_partner_and_the_warm_up_it_starts_with():
         ("full", []),
         ("curated", ["warm_up"]),
         ("oracle_balanced", ["warm_up", "curated"]),
+        ("filtered", ["warm_up", "curated"]),
         ("random_same_data.keep_10", ["warm_up", "curated.keep_10"]),
         ("random_same_compute", ["curated"]),
         ("random_same_compute.keep_10", ["curated.keep_10"]),

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import hypergeom
 
+from chexstudy.cohort.groups import list_groups
 from chexstudy.curation.quality.audit import audit_arm, audit_selection, describe_audit, list_audit
 from chexstudy.errors import StudyError
 from chexstudy.results import validate_results
@@ -116,6 +117,13 @@ def test_false_alarms_are_near_five_in_a_hundred():
         kept = np.random.default_rng(seed).random(len(cohort)) < 0.3
         alarms += audit(cohort, kept, seed, resamples=10).table.dropped_more.any()
     assert 1 <= alarms <= 20, "ten are expected at most; more than twenty would be a chance of one in a thousand"
+
+
+def test_long_reports_have_more_words_than_three_quarters_of_those_there_are():
+    reports = ["clear", "a b", "a b c", "a\nb  c d", "a b c d e", "", None]
+    groups = {group.name: group for group in list_groups(make_cohort(7, most_images=1).assign(report=reports))}
+    assert groups["long"].members.tolist() == [False] * 4 + [True] + [False] * 2
+    assert groups["long"].known.tolist() == [True] * 5 + [False] * 2
 
 
 def test_what_curation_is_meant_to_drop_is_reported_but_no_warning():

@@ -19,6 +19,7 @@ _SMALL = {
         *("--scale", "least", "--no-memory", "--threads", "1", "--seconds", "1"),
         *("--prototypes", "64", "--patches", "60"),
     ],
+    "curate": ["--rows", "300", "--dim", "16", "--threads", "1"],
     "kmeans": ["--rows", "300", "--dim", "8", "--clusters", "4", "--iterations", "2"],
 }
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 from tiny_arms import assert_same_weights, break_off, read_weights, tiny_config, within
 
 from chexstudy import paths
+from chexstudy.curation.records.explain import tell_story
+from chexstudy.curation.records.ledger import read_ledger
 from chexstudy.devices import choose_device
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, require_current_arm
@@ -27,7 +30,7 @@ from chexstudy.pretraining.engine.stop_requests import StopRequests
 from chexstudy.pretraining.models.dual_encoder import ImageTower, load_model
 from chexstudy.pretraining.objectives import contrastive
 from chexstudy.pretraining.training import arm_run as engine
-from chexstudy.pretraining.training.arm_run import _ArmRun, pretrain
+from chexstudy.pretraining.training.arm_run import _ArmRun, is_trained, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _config = partial(tiny_config, warm_up_epochs=2, subset_epochs=2)
@@ -51,14 +54,17 @@ def test_arms_train_on_what_they_say(trained):
         if arm != "warm_up"
     }
     assert subsets["curated"] == set(ledger[ledger.kept].image_id)
-    assert len(subsets["curated"]) == len(subsets["random_same_data"]) == len(subsets["oracle_balanced"])
-    assert subsets["random_same_data"] != subsets["curated"]
+    of_one_size = ("curated", "filtered", "random_same_data", "oracle_balanced")
+    assert len({len(subsets[arm]) for arm in of_one_size}) == 1
+    assert len({frozenset(subsets[arm]) for arm in of_one_size}) == len(of_one_size)
     assert subsets["full"] == subsets["random_same_compute"] == set(train.image_id)
     hernias = set(train[train.Hernia == 1].image_id)
     assert len(hernias & subsets["oracle_balanced"]) == min(len(hernias), len(subsets["oracle_balanced"]) // 2)
 
     compute = {arm: json.loads(run.path(f"{folder}/compute.json").read_text()) for arm, folder in folders.items()}
     assert compute["curated"]["pairs_scored"] == len(train) + 30
+    for name in ("pairs_scored", "pairs_trained", "steps"):
+        assert compute["filtered"][name] == compute["curated"][name]
     assert compute["random_same_data"]["pairs_scored"] == 0
     assert compute["random_same_data"]["pairs_trained"] == compute["curated"]["pairs_trained"]
     assert compute["full"]["pairs_trained"] == 5 * len(train)
@@ -74,6 +80,20 @@ def test_arms_train_on_what_they_say(trained):
     assert prototypes.shape == (1 + (history.phase == "curate").sum(), 3, 32)
     assert np.load(run.path(f"{folders['curated']}/features.npy")).shape == (len(train), 32)
     assert load_model(run.path(f"{folders['full']}/model")).dim == 16
+
+
+def test_the_filtered_arm_keeps_as_many_pairs_as_the_curated_one_whatever_the_rule_of_the_study(tiny_study, capsys):
+    config = _config(update_timing="after_step", curation_epochs=2)
+    for arm in ("warm_up", "curated", "filtered"):
+        pretrain(tiny_study, arm, 0, config, "cpu")
+    kept = tiny_study.read_table(f"{arm_folder('curated', 0)}/subset.parquet")
+    ledger = read_ledger(tiny_study, "filtered", 0)
+    assert ledger.groupby("epoch").kept.sum().tolist() == [len(kept)] * 2
+    assert "Super-batch 0: The mismatch filter abstains" in capsys.readouterr().out
+    pair = ledger[ledger.epoch == ledger.epoch.max()].iloc[0]
+    assert f"It was {'kept' if pair.kept else 'dropped'}: " in tell_story(tiny_study, pair.image_id, "filtered")
+    pretrain(tiny_study, "curated", 0, replace(config, super_batch=60), "cpu")
+    assert not is_trained(tiny_study, "filtered", 0, config), "it kept as many as a curated arm that is gone"
 
 
 def test_long_work_says_how_far_it_is(tiny_study, monkeypatch, capsys):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.quality.keep_rates import list_keep_rates, measure_keep_rates
+from chexstudy.curation.quality.keep_rates import list_keep_rates, measure_keep_rates, tabulate_band
 from chexstudy.errors import StudyError
 from chexstudy.results import add_results
 from chexstudy.runs import Run
@@ -49,6 +49,14 @@ def test_keep_rate_and_enrichment_worked_by_hand():
     assert pick(rates, "template report").keep_rate == 1 / 4
     assert (pick(rates, "head").n, pick(rates, "tail").n, pick(rates, "medium").n) == (2, 1, 0)
     assert np.isnan(pick(rates, "medium").keep_rate)
+
+
+def test_a_band_is_tabled_from_the_most_over_represented_group_on():
+    cohort = make_cohort({"Mass": [1, 1, 0, 0], "Hernia": [0, 0, 1, 1]})
+    table = tabulate_band(measure_keep_rates(cohort, {0: np.array([True, True, True, False])}))
+    assert table.index[0] == ("finding", "Mass")
+    assert table.loc["finding", "Mass"].tolist()[:3] == [2, 2, 4 / 3]
+    assert table["over-representation"]["finding", "Hernia"] == 2 / 3
 
 
 def test_independent_images_have_wilsons_interval():

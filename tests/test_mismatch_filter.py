@@ -10,6 +10,7 @@ import torch
 
 from chexstudy.cli.main import main
 from chexstudy.curation.embeddings.files import PROVENANCE
+from chexstudy.curation.embeddings.group_quotas import GroupQuota, apply_quotas
 from chexstudy.curation.methods import choose_subset
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.curation.online.decisions import Reason
@@ -142,6 +143,50 @@ def test_while_it_abstains_nothing_is_set_aside():
     assert choice.scores.min() >= 0
 
 
+def test_equal_reports_make_it_abstain_and_say_so():
+    image, text, _ = make_pool(480)
+    choice = choose(100, image, np.tile(text[:1], (480, 1)))
+    assert "abstains: matched pairs are not clearly told from shuffled ones (no two reports differ" in choice.note
+    assert len(choice.rows) == 100
+    assert not choice.set_aside.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"text": None}, "method filtered needs text embeddings"),
+        ({"text": np.full((480, 16), np.nan, np.float32)}, "text holds values that are not finite: leave those pairs"),
+        ({"text": np.ones((480, 9), np.float32)}, "image and text, of 16 and 9 numbers: give embeddings of one joint"),
+        ({"text": np.ones((479, 16), np.float32)}, "one embedding for each of the 480 pairs"),
+        ({"budget": 481}, "from 1 to 480, not 481"),
+    ],
+)
+def test_the_function_refuses_bad_input_in_one_sentence(changes, complaint):
+    image, text, _ = make_pool(480)
+    features = (np.hstack([image, text]) / np.sqrt(2)).astype(np.float32)
+    given = {"budget": 100, "generator": draw(), "image": image, "text": text} | changes
+    with pytest.raises(StudyError, match=complaint) as refused:
+        choose_subset("filtered", features, **given)
+    assert str(refused.value).count(". ") == 0
+
+
+def test_a_quota_takes_those_that_pass_first_and_then_the_best_ranks():
+    image, text, swapped = make_pool()
+    choice = choose(200, image, text, strength="0.3")
+    assert choice.set_aside.sum() == 288
+    members = np.zeros(960, bool)
+    members[swapped] = True
+    members[np.flatnonzero(~choice.set_aside)[:40]] = True
+    passing = members & ~choice.set_aside
+    quota = GroupQuota("kind", "group", (passing.sum() + 5) / members.sum())
+    held = apply_quotas(choice, {quota.name: members}, [quota])
+    assert len(held.rows) == 200
+    assert np.isin(np.flatnonzero(passing), held.rows).all()
+    # Five more are needed, and they are the five best of those set aside.
+    back = held.rows[choice.set_aside[held.rows]]
+    assert set(back) == set(sorted(np.flatnonzero(members & choice.set_aside), key=lambda row: -choice.scores[row])[:5])
+
+
 def test_super_batches_of_another_size_set_nearly_the_same_pairs_aside():
     image, text, _ = make_pool(1920)
     aside = [choose(200, image, text, super_batch=size).scores < 0 for size in (96, 480, 1920)]
@@ -211,7 +256,8 @@ def files(tmp_path, monkeypatch):
     ids = pd.DataFrame({"image_id": [f"x/{number:04d}" for number in range(480)]})
     ids.to_csv("ids.csv", index=False)
     healthy = (np.einsum("id,id->i", image, text) < 0.6) * 1.0
-    ids.assign(**{"No Finding": healthy, "sex": "F"}).to_csv("table.csv", index=False)
+    reports = ["clear lungs" if number % 4 else "clear lungs and a heart of normal size" for number in range(480)]
+    ids.assign(**{"No Finding": healthy, "sex": "F", "report": reports}).to_csv("table.csv", index=False)
     return healthy
 
 
@@ -230,11 +276,19 @@ def test_the_command_says_what_was_set_aside_and_keeps_the_share_of_healthy_pati
     healthy = set(pd.read_csv("table.csv").query("`No Finding` == 1").image_id)
     share = files.mean()
     assert pd.read_parquet("subset.parquet").image_id.isin(healthy).mean() < share
-    quota = ["--table", "table.csv", "--floor", "finding=No Finding:1x", "--report"]
+    quota = ["--table", "table.csv", "--floor", "finding=No Finding:1x", "--report", "audit.parquet"]
     assert curate("-p", "strength", "0.5", *quota) == 0
     subset = pd.read_parquet("subset.parquet")
     assert len(subset) == 120
     assert subset.image_id.isin(healthy).mean() >= share
+    # The file holds the audit of what was kept; below it, that of what was set aside is shown.
+    audited = pd.read_parquet("audit.parquet").set_index("group")
+    assert audited.kept["No Finding"] == subset.image_id.isin(healthy).sum()
+    assert audited.n["long"] == 120
+    kept, passed = capsys.readouterr().out.split("What was set aside beforehand; kept is what was not.")
+    assert "120 of 480 pairs (25.0%)" in kept
+    assert "240 of 480 pairs (50.0%)" in passed
+    assert "report long" in passed
 
 
 @pytest.mark.parametrize(
@@ -245,7 +299,11 @@ def test_the_command_says_what_was_set_aside_and_keeps_the_share_of_healthy_pati
         ({}, lambda text: np.where(np.arange(480)[:, None] == 7, np.nan, text), "T.npy holds NaN .* first is row 7"),
         ({}, lambda text: text[:, :9], "give embeddings of one joint space"),
         ({"keep": 481}, None, "481 pairs is more than the 480"),
-        ({"options": ("--table", "table.csv", "--floor", "sex=M:0.5")}, None, "sex=M"),
+        ({"options": ("--table", "table.csv", "--floor", "sex=M:0.5")}, None, "no pair has sex=M: sex is one of F"),
+        (
+            {"options": ("--table", "table.csv", "--floor", "sex=F:0.5")},
+            *(None, "asks for 240 of 480 pairs at a budget of 120: lower it or raise the budget"),
+        ),
         ({"options": ("-p", "rule", "loss")}, None, "rule must be one of bands, budgeted, .*, not 'loss'"),
         ({"options": ("-p", "strength", "half")}, None, "strength must be auto or a share .*, not 'half'"),
         ({"options": ("-p", "strength", "1")}, None, "strength must be auto or a share"),

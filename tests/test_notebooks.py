@@ -31,7 +31,7 @@ from chexstudy.workflow.profiles import list_profiles, read_profile, resolve_par
 from chexstudy.workflow.runner import run_notebooks
 
 SOURCES = sorted(paths.NOTEBOOKS.glob("*.py"))
-PROFILES = {"debug", "demo", "nlm_tb", "nih", "paper", "paper_ssl", "scratch"}
+PROFILES = {"debug", "demo", "nlm_tb", "nih", "paper", "paper_ssl", "warmed"}
 LONGEST_FUNCTION = 10
 
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)

@@ -299,6 +299,15 @@ def test_long_tail_draws_gains_at_their_prevalence(results):
     assert "patients and seeds as clusters" in caption
 
 
+def test_the_long_tail_shows_what_the_filtered_arm_keeps_beside_the_curated_one(results):
+    filtered = results[(results.task == "curation") & (results.group == "truth")].assign(arm="filtered", value=0.125)
+    whole = draw(figures.long_tail, pd.concat([results, filtered]), PREVALENCE, "random_same_data")
+    kinds = whole.axes[3]
+    assert [x for x, _ in marks(kinds, "estimate")] == [12.5] * 3
+    assert max(bar.get_width() for bar in kinds.patches) == pytest.approx(100)
+    assert "that the curated arm kept (bars), and the filtered arm (pentagons)" in whole.caption
+
+
 def test_the_trend_drawn_is_that_of_the_results_table(results):
     whole = draw(figures.long_tail, with_trend(results, -0.1, 0.04), PREVALENCE, "random_same_data")
     axes, numbers = whole.axes[0], whole.numbers

@@ -29,7 +29,7 @@ def evaluated(tmp_path_factory):
         run = make_tiny_study()
         pretrain(run, "full", 0, PretrainingConfig.from_dict(_CONSTANTS), "cpu")
         evaluation = Evaluation(run, run.read_table("cohort.parquet"), open_pixel_store(run), resamples=20)
-        assert set(evaluate_arms(evaluation, ["full"], [0], "full").reference) == {""}
+        assert set(evaluate_arms(evaluation, ["full"], [0], ["full"]).reference) == {""}
         yield evaluation
 
 
@@ -62,7 +62,7 @@ def test_a_test_set_without_reports_is_classified_and_not_retrieved_from(evaluat
     silent = cohort.index[cohort.split == "train"][:20]
     cohort.loc[silent, ["source", "split", "report"]] = ["silent", "test", ""]
     evaluation = Evaluation(evaluated.run, cohort, evaluated.store, resamples=20, probe=False)
-    rows = evaluate_arms(evaluation, ["full"], [0], "full")
+    rows = evaluate_arms(evaluation, ["full"], [0], ["full"])
     judged_on = rows.groupby("task").data_set.agg(set)
     assert judged_on["zero_shot"] == {"tiny/test", "silent/test"}
     assert judged_on["retrieval"] == {"tiny/test"}

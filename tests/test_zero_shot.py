@@ -1,8 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.prompts import CLINICAL, PUBLISHED, PromptFamily
+from chexstudy.evaluation.image_text.evaluate import pair_arms
+from chexstudy.evaluation.image_text.prompts import CHOSEN, CLINICAL, PUBLISHED, PromptFamily
+from chexstudy.evaluation.image_text.summary import state_arm_differences
 from chexstudy.evaluation.image_text.zero_shot import (
     list_inverted,
     prompt_directions,
@@ -10,6 +13,7 @@ from chexstudy.evaluation.image_text.zero_shot import (
     warn_inverted,
 )
 from chexstudy.evaluation.scores import measure_findings
+from chexstudy.pretraining.arms.definitions import CURATING
 from chexstudy.statistics.bootstrap import bootstrap_patients
 
 FINDINGS = ["Mass", "Hernia"]
@@ -32,6 +36,23 @@ def test_scores_are_the_published_softmax_over_two_cosines():
     cosines = np.array([[[0.6, 0.8], [0.0, 0.8]], [[0.0, 0.0], [1.0, 0.0]]])
     softmax = np.exp(cosines) / np.exp(cosines).sum(axis=2, keepdims=True)
     np.testing.assert_allclose(scores, softmax[..., 0], rtol=1e-12)
+
+
+def test_arms_that_curate_are_compared_with_all_others_and_with_each_other_once():
+    assert pair_arms(["full", "filtered", "curated"], CURATING) == [
+        *(("curated", "full"), ("curated", "filtered"), ("filtered", "full")),
+    ]
+    assert pair_arms(["full", "filtered"], CURATING) == [("filtered", "full")]
+    assert pair_arms(["full"], CURATING) == pair_arms(["full"], ["full"]) == []
+
+
+def test_differences_are_told_of_both_arms_that_curate():
+    shared = {"seed": -1, "task": "zero_shot_difference", "metric": "auroc_difference", "finding": "macro"}
+    shared |= {"setting": CHOSEN, "data_set": "s/test", "ci_low": 0.01, "ci_high": 0.03, "value": 0.02}
+    rows = [{"arm": "filtered", "reference": "full"}, {"arm": "curated", "reference": "full", "ci_low": -0.01}]
+    told = state_arm_differences(pd.DataFrame([shared | row for row in rows]))
+    assert told[0].startswith("s/test: filtered is better than full, ")
+    assert told[1].startswith("s/test: curated cannot be told from full, ")
 
 
 def test_sentences_of_a_side_are_averaged_as_directions_not_by_length():

@@ -1,7 +1,7 @@
 """The groups of a cohort that an audit compares and a group quota protects: one naming for both, ``kind=group``.
 
-Kinds: ``finding``, ``tier`` (prevalence), ``sex``, ``age`` (band), ``view``, ``source``, ``report`` (origin) and
-``duplicate``.
+Kinds: ``finding``, ``tier`` (prevalence), ``sex``, ``age`` (band), ``view``, ``source``, ``report`` (origin, and
+``long``) and ``duplicate``.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from chexstudy.errors import StudyError
 
 # Children, and then twenty years at a time: the span in which disease and body habitus of chest radiographs change.
 AGE_BANDS = {"0-17": (0, 18), "18-39": (18, 40), "40-59": (40, 60), "60-79": (60, 80), "80+": (80, np.inf)}
-NEAR_DUPLICATE = "near-duplicate"
+NEAR_DUPLICATE, LONG = "near-duplicate", "long"
 _NAMES_SHOWN = 12
 _NOT_GROUPS = ("image_id", "patient_id", "study_id", "image_path", "report")
 
@@ -38,7 +38,8 @@ def list_groups(cohort: pd.DataFrame, near_duplicate: np.ndarray | None = None) 
 
     A finding's group holds the pairs labelled present; those labelled uncertain are neither in it nor compared with it,
     those that do not state it are, as reports seldom state what is absent. Tiers are those of this cohort. Unknown sex,
-    view and age are no groups. ``near_duplicate (pairs,)`` says which pairs repeat another, if it is known.
+    view and age are no groups. A report is long if it has more words than three quarters of the reports.
+    ``near_duplicate (pairs,)`` says which pairs repeat another, if it is known.
     """
     # A table of the user's own may have columns beside the reserved ones that are no finding's.
     findings = [
@@ -64,6 +65,10 @@ def list_groups(cohort: pd.DataFrame, near_duplicate: np.ndarray | None = None) 
     groups += _list_values(cohort, "view", VIEWS)
     groups += _list_values(cohort, "source", sorted(set(cohort["source"])) if "source" in cohort else ())
     groups += _list_values(cohort, "report", ("written", "template"), "report_origin")
+    if "report" in cohort:
+        words = cohort["report"].astype("string").str.count(r"\S+").to_numpy(dtype=float, na_value=0)
+        has = words > 0
+        groups.append(Group("report", LONG, has & (words > np.quantile(words[has], 0.75) if has.any() else has), has))
     if near_duplicate is not None:
         everywhere = np.ones(len(cohort), dtype=bool)
         groups.append(Group("duplicate", NEAR_DUPLICATE, np.asarray(near_duplicate, dtype=bool), everywhere))

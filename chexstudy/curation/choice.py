@@ -18,6 +18,8 @@ class Choice:
     scores: np.ndarray
     weights: np.ndarray  # weight of each chosen pair in training ``(budget,)``; 1 unless the method rescales
     note: str = ""  # what the user should know of how it was chosen, in sentences
+    # ``(pairs,)`` bool, what a filter had set aside before anything was chosen; None of a method without one
+    set_aside: np.ndarray | None = None
 
 
 def count_budget(keep: float, pairs: int) -> int:

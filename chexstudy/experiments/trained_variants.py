@@ -114,7 +114,7 @@ def evaluate_variants(
     if not evaluation.findings:
         return pd.DataFrame(columns=COLUMNS)
     arms = [variant.arm for variant in variants]
-    rows = evaluate_arms(evaluation, arms, seeds, reference=arms[0], workers=workers)
+    rows = evaluate_arms(evaluation, arms, seeds, references=arms[:1], workers=workers)
     rows = rows[rows.finding.isin((MACRO, *TIERS))]
     scored = rows[(rows.task == "zero_shot") & rows.metric.isin(METRICS)]
     differences = rows[rows.task == "zero_shot_difference"]

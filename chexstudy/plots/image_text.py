@@ -103,8 +103,9 @@ def _conclude_zero_shot(rows: pd.DataFrame) -> str:
     place = values.iloc[0]
     text = f"Macro zero-shot AUROC ({name_place(place)}): {state_arms(values)}"
     here = rows[(rows.data_set == place.data_set) & (rows.setting == place.setting)]
-    for row in summarise_seeds(here[(here.arm == "curated") & (here.reference == "full")]).itertuples():
-        text += f"; curated minus all pairs {write_row(row, '+.3f')}"
+    for arm, reference in (("curated", "full"), ("filtered", "random_same_data")):
+        for row in summarise_seeds(here[(here.arm == arm) & (here.reference == reference)]).itertuples():
+            text += f"; {short_name(arm)} minus {short_name(reference)} {write_row(row, '+.3f')}"
     return text + "."
 
 

@@ -10,9 +10,10 @@ from chexstudy.cohort.table import NO_FINDING
 from chexstudy.curation.quality.keep_rates import REPORT_GROUPS, TRUTH_GROUPS
 from chexstudy.evaluation.comparison.gains_by_prevalence import GAIN_TREND, PER_DECADE
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, list_estimates
+from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, draw_seeds, list_estimates
 from chexstudy.plots.looks import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, order_arms
 from chexstudy.plots.measurements import (
+    interval,
     prefer_data_set,
     prefer_setting,
     require_rows,
@@ -22,6 +23,7 @@ from chexstudy.plots.measurements import (
 )
 from chexstudy.plots.style import draw_marks, name_lines, new_figure, scale_log, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, name_place, short_name, write_row
+from chexstudy.pretraining.arms.definitions import CURATING
 from chexstudy.results import OVER_SEEDS
 
 _TIER_WORDS = dict(zip(TIERS, ("common", "medium", "rare"), strict=True))
@@ -43,8 +45,9 @@ def _select(results: pd.DataFrame, prevalence: pd.Series, against: str) -> tuple
     tiers. ``auroc`` and ``auprc`` are gains by finding (as `summarise_seeds`, with ``prevalence``, commonest first;
     ``No Finding`` is no disease and not among them).
     """
-    kept = select_rows(results, "curation", arm="curated", metric=["keep_rate", "enrichment"])
-    kept = kept[kept.group != "density"].reset_index(drop=True)
+    kept = select_rows(results, "curation", arm=list(CURATING), metric=["keep_rate", "enrichment"])
+    kept = kept[(kept.group != "density") & ((kept.arm == "curated") | kept.group.isin(_KIND_GROUPS))]
+    kept = kept.reset_index(drop=True)
     trends = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS], arm="curated")
     trends = prefer_setting(trends[trends.ci_low.notna()])
     # On the data set that is drawn, then on the others.
@@ -240,14 +243,16 @@ def _overlap(one: tuple, other: tuple) -> bool:
 
 
 def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
-    summary = summarise_seeds(rows).set_index("finding")
+    summary, filtered = (summarise_seeds(rows[rows.arm == arm]).set_index("finding") for arm in CURATING)
     names = [name for name in _KINDS if name in summary.index]
     for line, name in enumerate(names):
-        row, seeds = summary.loc[name], 100 * seed_values(rows, finding=name)
+        row, seeds = summary.loc[name], 100 * seed_values(rows, arm="curated", finding=name)
         axes.barh(line, 100 * row.value, 0.62, color=ACCENT if name in TIERS else "#F0B48A", gid="bar")
         if np.isfinite(row.ci_low):
             axes.plot([100 * row.ci_low, 100 * row.ci_high], [line, line], color=INK, linewidth=0.9, gid="interval")
         draw_seeds(axes, line + 0.18, seeds, ArmStyle("", INK, "o"))
+        if name in filtered.index:
+            draw_estimate(axes, line - 0.18, interval(filtered.loc[name], 100), arm_style("filtered"))
     words = [f"{_TIER_WORDS[name]} findings" if name in TIERS else name.lower() for name in names]
     name_lines(axes, [f"{word} ({int(summary.n[name]):,})" for word, name in zip(words, names, strict=True)])
     axes.set(xlim=(0, None), xlabel="Kept (%), pairs in brackets")
@@ -291,9 +296,10 @@ def _describe(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: s
             "pairs hold more of the finding than all pairs."
         )
     if "kinds" in panels:
-        parts.append(f"{letters['kinds']}, share of the pairs of each kind that it kept.")
+        beside = " (bars), and the filtered arm (pentagons)" * ("filtered" in set(panels["kinds"].arm))
+        parts.append(f"{letters['kinds']}, share of the pairs of each kind that the curated arm kept{beside}.")
     if {"enrichment", "kinds"} & set(panels):
-        parts.append(_describe_keep_rates(select_rows(numbers, "curation"), list(letters.values())))
+        parts.append(_describe_keep_rates(select_rows(numbers, "curation", arm="curated"), list(letters.values())))
     return " ".join(parts)
 
 

@@ -27,6 +27,7 @@ class ArmStyle:
 
 ARM_STYLES = {
     "curated": ArmStyle("Curated", "#D55E00", "o"),
+    "filtered": ArmStyle("Filtered", "#CC79A7", "p"),
     "random_same_data": ArmStyle("Random, same data", "#0072B2", "s"),
     "random_same_compute": ArmStyle("Random, same compute", "#56B4E9", "^"),
     "full": ArmStyle("All pairs", "#222222", "D"),
@@ -35,7 +36,7 @@ ARM_STYLES = {
     "untrained": ArmStyle("Random weights", "#8A8A8A", "X"),
 }
 _OTHER_MARKERS = ("v", "X", "<", ">", "h", "p")
-_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#8A8A8A", "#7A5195", "#5E4B3C")
+_OTHER_COLOURS = ("#E69F00", "#8A8A8A", "#7A5195", "#5E4B3C")
 
 
 def arm_style(arm: str, arms: Iterable[str] = ()) -> ArmStyle:

@@ -68,7 +68,7 @@ def write_model_card(run: Run, arm: str, seed: int, usage: Usage) -> str:
         seed=seed,
         usage=usage,
         config=config,
-        explanation=_CURATED if known.data == "curated" else known.explanation,
+        explanation=_CURATED if known.curates else known.explanation,
         cost=run.read_json(f"{folder}/compute.json"),
         record=run.provenance(f"{folder}/compute.json"),
         padding='"max_length"' if usage.config.text_length else "True",

@@ -81,7 +81,7 @@ def curate_files(request: CurationRequest) -> None:
         plan = plan_curation(request)
         print(_describe_plan(plan), flush=True)
         start = time.monotonic()
-        decisions, note = carry_out(plan)
+        decisions, note, set_aside = carry_out(plan)
         seconds = time.monotonic() - start
         kept = decisions[decisions.kept]
         share = len(kept) / len(decisions)
@@ -102,6 +102,9 @@ def curate_files(request: CurationRequest) -> None:
             report_audit(
                 audit_selection(plan.table, decisions.kept.to_numpy(), generator, features=features), request.audit
             )
+            if set_aside.any():
+                print("\nWhat was set aside beforehand; kept is what was not.")
+                report_audit(audit_selection(plan.table, ~set_aside, generator, features=features))
 
 
 def plan_curation(request: CurationRequest) -> CurationPlan:
@@ -140,26 +143,32 @@ def plan_curation(request: CurationRequest) -> CurationPlan:
     return CurationPlan(request, method, options, ids, sides, budget, signals, table, quotas, groups)
 
 
-def carry_out(plan: CurationPlan) -> tuple[pd.DataFrame, str]:
+def carry_out(plan: CurationPlan) -> tuple[pd.DataFrame, str, np.ndarray]:
     """Read, check and normalise the embeddings, and choose.
 
     Rows are brought to unit norm. With a text side, what is curated are the joint features: the unit-norm embeddings of
     both sides, side by side, at unit norm.
-    Returns ``image_id, score, kept, weight``, one row a pair in the given order, and the choice's note.
+    Returns ``image_id, score, kept, weight``, one row a pair in the given order; the choice's note; and which pairs
+    ``(rows,)`` were set aside before anything was chosen.
     """
     joint, units = _normalise_sides(plan)
     generator = torch.Generator().manual_seed(plan.request.seed)
     choice = plan.method.choose(joint, plan.budget, generator, **units, **plan.signals, **plan.options)
-    choice = apply_quotas(choice, plan.groups, plan.quotas)
     rows = len(plan.image_ids)
+    set_aside = np.zeros(rows, bool) if choice.set_aside is None else choice.set_aside
+    before = int(set_aside[choice.rows].sum())
+    choice = apply_quotas(choice, plan.groups, plan.quotas)
+    note, taken_back = choice.note, int(set_aside[choice.rows].sum()) - before
+    if taken_back > 0:
+        note += f" Group quotas took {taken_back:,} of them back."
     kept, weights = np.zeros(rows, bool), np.zeros(rows)
     kept[choice.rows], weights[choice.rows] = True, choice.weights
     decisions = {"image_id": plan.image_ids, "score": choice.scores, "kept": kept, "weight": weights}
-    return pd.DataFrame(decisions), choice.note
+    return pd.DataFrame(decisions), note, set_aside
 
 
 def _normalise_sides(plan: CurationPlan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Joint features ``(rows, sum of dims)``, and those single sides at unit norm that the method needs."""
+    """Joint features ``(rows, sum of dims)``, and views of the sides in it that the method needs, of equal norms."""
     sides, rows, folder = plan.sides, len(plan.image_ids), plan.request.out.parent
     joint = allocate_features(rows, sum(side.shape[1] for side in sides.values()), folder)
     start, units = 0, {}
@@ -168,8 +177,7 @@ def _normalise_sides(plan: CurationPlan) -> tuple[np.ndarray, dict[str, np.ndarr
         path = plan.request.embeddings if name == "image" else plan.request.text
         normalise_rows(embeddings, str(path), part, len(sides) ** -0.5)
         if name in plan.method.needs:
-            units[name] = allocate_features(rows, embeddings.shape[1], folder)
-            np.multiply(part, np.float32(len(sides) ** 0.5), out=units[name])
+            units[name] = part
         start += embeddings.shape[1]
     return joint, units
 

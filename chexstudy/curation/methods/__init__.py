@@ -143,6 +143,12 @@ def choose_subset(
     for name in SIGNALS:
         if signals_and_options.get(name) is not None:
             _check_signal(name, np.asanyarray(signals_and_options[name]), len(features))
+    widths = {name: np.shape(signals_and_options.get(name))[-1:] for name in ("image", "text")}
+    if set(widths) <= set(chosen.needs) and widths["image"] != widths["text"] and all(widths.values()):
+        raise StudyError(
+            f"method {method} compares image and text, of {widths['image'][0]:,} and {widths['text'][0]:,} numbers: "
+            "give embeddings of one joint space."
+        )
     if not isinstance(budget, int | np.integer) or not 1 <= budget <= len(features):
         raise StudyError(f"the budget must be a whole number of pairs from 1 to {len(features):,}, not {budget}.")
     return chosen.choose(features, int(budget), generator, **signals_and_options)

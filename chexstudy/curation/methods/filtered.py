@@ -1,5 +1,7 @@
 """Any choice by features alone, after pairs that are rather mismatched have been set aside."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -51,19 +53,19 @@ def choose_filtered(
         raise StudyError(f"rule must be one of {', '.join(_RULES)}, not {rule!r}.")
     share = _read_strength(strength)
     ranks, verdict = _rank_all(image, text, super_batch, generator)
-    if verdict.abstains:
-        passing = np.arange(len(ranks))
-    elif share is None:
+    if share is None or verdict.abstains:
         passing = np.flatnonzero(ranks >= verdict.cut)
     else:
         passing = choose_highest(ranks, len(ranks) - round(share * len(ranks))).rows
+    aside = np.ones(len(ranks), dtype=bool)
+    aside[passing] = False
     note = str(verdict)
     if not verdict.abstains:
         note += f" {len(ranks) - len(passing):,} of {len(ranks):,} pairs were set aside."
     if len(passing) <= budget:
         if len(passing) < budget:
             note += f" Only {len(passing):,} pass: the {budget - len(passing):,} of the next best rank fill the budget."
-        return choose_highest(ranks, budget, note)
+        return replace(choose_highest(ranks, budget, note), set_aside=aside)
     if rule in ("bands", "budgeted"):
         # They read a batch at a time, so the others need no copy.
         among, options = RowView(features, passing), {"prototypes": prototypes, "super_batch": super_batch}
@@ -73,7 +75,7 @@ def choose_filtered(
     # Whatever was set aside comes after all that passed, by its rank.
     scores = ranks - 2
     scores[passing] = choice.scores - choice.scores.min()
-    return Choice(passing[choice.rows], scores, choice.weights, note)
+    return Choice(passing[choice.rows], scores, choice.weights, note, aside)
 
 
 def _read_strength(strength: str) -> float | None:

@@ -91,6 +91,14 @@ def list_keep_rates(rates: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def tabulate_band(rates: pd.DataFrame) -> pd.DataFrame:
+    """`measure_keep_rates` of the pairs of a band, over all seeds, most over-represented first, for the eye."""
+    names = {"n": "pairs", "kept": "in the band", "enrichment": "over-representation"}
+    names |= {"enrichment_low": "95 % from", "enrichment_high": "to"}
+    over = rates[rates.seed == OVER_SEEDS].set_index(["group_by", "group"])
+    return over[[*names]].rename(columns=names).sort_values("over-representation", ascending=False)
+
+
 def _label_groups(cohort, tiers) -> dict[tuple[str, str], np.ndarray]:
     findings = finding_columns(cohort)
     if not findings:

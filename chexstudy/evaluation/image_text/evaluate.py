@@ -15,7 +15,7 @@ from chexstudy.evaluation.image_text.prompts import PUBLISHED
 from chexstudy.evaluation.image_text.retrieval import Retrieval
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_families
 from chexstudy.evaluation.task import Fitted, Task, add_costs, list_differences, list_values, measure_tasks, run_tasks
-from chexstudy.pretraining.arms.definitions import name_arms, read_costs
+from chexstudy.pretraining.arms.definitions import CURATING, name_arms, read_costs
 from chexstudy.results import OVER_SEEDS
 
 
@@ -49,9 +49,15 @@ def list_tasks(evaluation: Evaluation) -> list[Task]:
 
 
 def evaluate_arms(
-    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], reference: str = "curated", workers: int = 1
+    evaluation: Evaluation,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    references: Sequence[str] = CURATING,
+    workers: int = 1,
 ) -> pd.DataFrame:
-    """Every arm and seed, then means over seeds and the differences between ``reference`` and each other arm.
+    """Every arm and seed, then means over seeds and the differences between each of ``references`` and the other arms.
+
+    Those are of `pair_arms`, the reference first.
 
     Scores of all of `list_tasks` are kept; measured are the prompts chosen on validation and the published ones. On a
     GPU, use one worker.
@@ -67,7 +73,13 @@ def evaluate_arms(
     alone = list_values(evaluation, measured, by_seed, arms, seeds)
     rows = pd.concat([rows, alone[alone.seed != OVER_SEEDS]], ignore_index=True)
     rows = add_costs(rows, read_costs(run, arms, seeds))
-    if reference in arms:
-        pairs = [((task, reference), (task, arm)) for task in summarised for arm in arms if arm != reference]
+    if compared := pair_arms(arms, references):
+        pairs = [((task, one), (task, arm)) for task in summarised for one, arm in compared]
         rows = pd.concat([rows, list_differences(evaluation, measured, pairs)], ignore_index=True)
     return name_arms(add_exposure(evaluation, rows.assign(study=run.study), seeds[0]))
+
+
+def pair_arms(arms: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
+    """Each reference among the arms beside every other arm, two references once."""
+    there = [one for one in references if one in arms]
+    return [(one, arm) for place, one in enumerate(there) for arm in arms if arm not in there[: place + 1]]

@@ -5,6 +5,7 @@ import pandas as pd
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.pretraining.arms.definitions import CURATING
 from chexstudy.results import OVER_SEEDS, write_interval
 
 
@@ -25,8 +26,8 @@ def summarise_zero_shot(results: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
 
 
 def state_arm_differences(results: pd.DataFrame) -> list[str]:
-    """What the curated arm gains or loses against every other, in sentences: in AUROC, or without labels in recall."""
-    rows = results[(results.seed == OVER_SEEDS) & (results.arm == "curated") & (results.reference != "")]
+    """What arms that curate gain or lose against the others, in sentences: in AUROC, or without labels in recall."""
+    rows = results[(results.seed == OVER_SEEDS) & results.arm.isin(CURATING) & (results.reference != "")]
     found = rows[(rows.metric == "auroc_difference") & (rows.finding == MACRO) & (rows.setting == CHOSEN)]
     found = found[found.task == "zero_shot_difference"]
     if found.empty:
@@ -36,5 +37,5 @@ def state_arm_differences(results: pd.DataFrame) -> list[str]:
         verdict = "is better than" if row.ci_low > 0 else "is worse than" if row.ci_high < 0 else "cannot be told from"
         what = row.metric.removesuffix("_difference").replace("auroc", "macro zero-shot AUROC")
         interval = write_interval(row.value, row.ci_low, row.ci_high, "+.3f")
-        sentences.append(f"{row.data_set}: curated {verdict} {row.reference}, {interval} in {what}.")
+        sentences.append(f"{row.data_set}: {row.arm} {verdict} {row.reference}, {interval} in {what}.")
     return sentences or ["With one arm there is nothing to compare."]

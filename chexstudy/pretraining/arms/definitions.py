@@ -12,8 +12,10 @@ from chexstudy.runs import Run, hash_file
 from chexstudy.steps import find_step
 
 _BY, _AT_COMPUTE = "by_", "@compute"
-_CURATED, _WARM_UP, _UNTRAINED = "curated", "warm_up", "untrained"
+_CURATED, _FILTERED, _WARM_UP, _UNTRAINED = "curated", "filtered", "warm_up", "untrained"
 _PLAIN_OBJECTIVE = "contrastive"
+# The arms of the study whose curator chooses while they are trained; each is compared with all others.
+CURATING = (_CURATED, _FILTERED)
 # What the results table calls arms at a method's subset that spend the curated arm's operations.
 SAME_COMPUTE = "same_compute"
 # These can be trained under constants of their own.
@@ -25,7 +27,8 @@ class Arm:
     """One way to spend data and compute."""
 
     name: str  # as in the results table
-    data: str  # ``curated``, ``random``, ``oracle``, ``subset`` (chosen beforehand by a method), ``all`` or ``none``
+    # ``curated``, ``filtered``, ``random``, ``oracle``, ``subset`` (chosen beforehand by a method), ``all`` or ``none``
+    data: str
     compute: str  # ``epochs`` (as many as configured) or ``matched`` (as many operations as the curated arm spent)
     explanation: str  # one sentence for captions
 
@@ -39,6 +42,11 @@ class Arm:
         return self.name.partition(".")[0] == _WARM_UP
 
     @property
+    def curates(self) -> bool:
+        """Whether a curator chooses while the arm is trained, and leaves a record of it."""
+        return self.data in CURATING
+
+    @property
     def variant(self) -> str:
         """The name of the constants that an arm ``NAME.VARIANT`` is trained under, empty for other arms."""
         return self.name.removesuffix(_AT_COMPUTE).partition(".")[2]
@@ -46,7 +54,7 @@ class Arm:
     @property
     def partner(self) -> str:
         """The curated arm whose number of pairs or operations this one matches, empty for arms that match none."""
-        if self.data not in ("random", "oracle") and self.compute != "matched":
+        if self.data not in (_FILTERED, "random", "oracle") and self.compute != "matched":
             return ""
         return name_variant(_CURATED, self.variant) if self.variant else _CURATED
 
@@ -60,7 +68,11 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("warm_up", "all", "epochs", "The epochs before curation, shared by the arms that start with them."),
-        Arm("curated", "curated", "epochs", "The published curator chooses; then epochs over what it kept."),
+        Arm(_CURATED, _CURATED, "epochs", "The published curator chooses; then epochs over what it kept."),
+        Arm(
+            *(_FILTERED, _FILTERED, "epochs"),
+            "As curated and as many pairs, but mismatched ones are set aside first, and bands keep to the number.",
+        ),
         Arm(
             "random_same_data", "random", "epochs", "As curated, but as many pairs of each super-batch drawn at random."
         ),

@@ -127,7 +127,7 @@ def _plan(
         arm = find_arm(name)
         needs[name] = arm.needs(configs.get(arm.variant, configs[""]))
         wanted += [other for other in needs[name] if other not in wanted]
-    priority = ["warm_up", "curated", "full", "random_same_compute", "random_same_data", "oracle_balanced"]
+    priority = ["warm_up", "curated", "full", "filtered", "random_same_compute", "random_same_data", "oracle_balanced"]
     base = {name: name.partition(".")[0] for name in wanted}
     wanted.sort(key=lambda name: priority.index(base[name]) if base[name] in priority else len(priority))
     return {(name, seed): {(other, seed) for other in needs[name]} for name in wanted for seed in seeds}

@@ -57,6 +57,7 @@ from chexstudy.pretraining.self_supervision.configuration import WATCHING
 from chexstudy.pretraining.training.curators import (
     RECORDS,
     choose_curator,
+    configure_arm,
     find_lost_records,
     open_records,
     read_subset,
@@ -93,11 +94,17 @@ class _ArmRun:
         processes: Processes | None = None,
         requests: StopRequests | None = None,
     ):
-        self.run, self.arm, self.seed, self.config, self.device = run, arm, seed, config, device
+        self.run, self.arm, self.seed, self.device = run, arm, seed, device
         self.processes, self.requests = processes or Processes(), requests
         self.folder = arm_folder(arm.name, seed)
         run.require("cohort.parquet")
         run.require("pixels/manifest.json")
+        self.inputs = ["cohort.parquet", "pixels/index.parquet"]
+        for other in arm.needs(config):
+            result = f"{arm_folder(other, seed)}/{'warm_up.pt' if find_arm(other).is_warm_up else 'subset.parquet'}"
+            run.require(result)
+            self.inputs.append(result)
+        self.config = config = configure_arm(run, arm, seed, config)
         # What comes after the warm-up must not make it stale: studies that vary the curator share it.
         idle = {*OBSERVATION, *(_AFTER_WARM_UP if arm.is_warm_up else ())}
         constants = {name: value for name, value in config.to_dict().items() if name not in idle}
@@ -114,11 +121,6 @@ class _ArmRun:
         places = {name: upstream_encoders.FOLDERS.get(name) or paths.resolve_user_path(name) for name in named}
         begun_with = {name: hash_artifact(place) for name, place in places.items() if place.exists()}
         self.parameters |= {"begun_with": begun_with} if begun_with else {}
-        self.inputs = ["cohort.parquet", "pixels/index.parquet"]
-        for other in arm.needs(config):
-            result = f"{arm_folder(other, seed)}/{'warm_up.pt' if find_arm(other).is_warm_up else 'subset.parquet'}"
-            run.require(result)
-            self.inputs.append(result)
         if arm.method:
             subset = subset_artifact(arm.method, seed)
             if not run.has(subset):
@@ -142,7 +144,7 @@ class _ArmRun:
     def _files(self) -> tuple[str, ...]:
         """What the arm leaves behind beside its costs."""
         files = ["history.parquet", "model", "warm_up.pt" if self.arm.is_warm_up else "subset.parquet"]
-        if self.arm.data == "curated":
+        if self.arm.curates:
             files += [*RECORDS, "snapshots.parquet"]
             files += ["review.parquet"] if self.config.curator.outlier_policy == "review" else []
         return tuple(f"{self.folder}/{file}" for file in files)
@@ -217,7 +219,7 @@ class _ArmRun:
         """Why curation cannot go on from a checkpoint although the checkpoint is whole; empty if it can."""
         *_, rounds, decided = state["trainer"]["position"]
         lost = ""
-        if self.arm.data == "curated" and decided and self.processes.first:
+        if self.arm.curates and decided and self.processes.first:
             lost = find_lost_records(self.run, self.folder, self.config, rounds, decided)
         # What the first process has found, all of them know.
         (found,) = self.processes.add_up([float(bool(lost))])
@@ -397,7 +399,7 @@ class _ArmRun:
             return
         history = pd.DataFrame(trainer.history, columns=None if trainer.history else _SUMMED_UP)
         run.write_table(f"{folder}/history.parquet", history)
-        if self.arm.data == "curated":
+        if self.arm.curates:
             steps = history.loc[history.phase == "curate", "step"]
             places = {"snapshot": range(len(steps) + 1), "step": [int(steps.iloc[0]), *(steps + 1)], "phase": "curate"}
             run.write_table(f"{folder}/snapshots.parquet", pd.DataFrame(places))

@@ -1,6 +1,6 @@
 """Who says what an arm is trained on, and what a curator that scores leaves on disk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,9 +79,21 @@ def find_lost_records(run: Run, folder: str, config: PretrainingConfig, rounds: 
     return ""
 
 
+def configure_arm(run: Run, arm: Arm, seed: int, config: PretrainingConfig) -> PretrainingConfig:
+    """The constants of an arm: the filtered one keeps as many pairs as the curated arm of its seed, which takes the
+    budgeted rule; all others have those of the study.
+    """
+    if arm.data != "filtered":
+        return config
+    decided = read_ledger(run, arm.partner, seed, columns=["epoch", "kept"])
+    share = float(decided.kept[decided.epoch == decided.epoch.max()].mean())
+    own = {"mismatch_filter": True, "rule": "budgeted", "budget": share, "update_timing": "before_step"}
+    return replace(config, curator=replace(config.curator, **own))
+
+
 def choose_curator(run: Run, arm: Arm, seed: int, trainer: "Trainer") -> Curator:
     """The curator of an arm that is not trained on everything."""
-    if arm.data == "curated":
+    if arm.curates:
         return build_curator(trainer.config.curator)
     if arm.data == "random":
         ledger = read_ledger(run, arm.partner, seed, columns=["step", "kept"])
