@@ -37,7 +37,18 @@ figures.mkdir(exist_ok=True)
 (figures / "NAME.txt").write_text("no figure")
 """
 VERBS = ["run", "cohort", "embed", "curate", "why", "pretrain", "evaluate", "figures", "release"]
-VERBS += ["check-golden", "doctor", "plan-labels", "list", "show", "rm", "compare-studies", "results"]
+VERBS += [
+    "check-golden",
+    "doctor",
+    "plan-labels",
+    "list",
+    "show",
+    "rm",
+    "compare-studies",
+    "results",
+    "regimes",
+    "advise",
+]
 ACTIONS = [["cohort", action] for action in ("build", "check", "convert", "export", "show")]
 ACTIONS += [["evaluate", "compare"], ["evaluate", "reports"]]
 
@@ -120,6 +131,8 @@ def test_help_is_there_at_once(capsys):
         ),
         ("evaluate compare a b --metric f1", "--metric cannot be 'f1'; it is one of auroc, auprc; see"),
         ("evaluate compare a b --resample 5", "unrecognised argument '--resample': did you mean '--resamples'; see"),
+        ("advise", "chexstudy advise: give either --study, or --embeddings with --text; see"),
+        ("advise --study demo --text T.npy", "chexstudy advise: --text has no use with --study; see"),
         ("check-golden", "chexstudy check-golden: the following arguments are required: FILE.npz; see"),
         ("doctor now", "chexstudy doctor: unrecognised argument 'now'; see `chexstudy doctor --help`."),
     ],

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from chexstudy.cli import cohort, curate, doctor, evaluate, regimes, release, run, studies, upstream
+from chexstudy.cli import advise, cohort, curate, doctor, evaluate, regimes, release, run, studies, upstream
 from chexstudy.cli.parser import make_parser
 from chexstudy.errors import StudyError
 from chexstudy.workflow.unforeseen import silence, tell_mistake, tell_unforeseen
@@ -34,7 +34,8 @@ _VERBS = (
         cohort.show,
         cohort.sources,
     ),
-    *(run.embed, curate.curate, curate.why, run.pretrain, upstream.upstream, regimes.regimes),
+    *(run.embed, curate.curate, curate.why, run.pretrain, upstream.upstream),
+    *(regimes.regimes, advise.advise),
     *(evaluate.evaluate, evaluate.compare, evaluate.reports, evaluate.results, evaluate.plan_labels),
     *(release.release, run.figures),
     *(studies.list_all, studies.show, studies.remove, studies.compare),

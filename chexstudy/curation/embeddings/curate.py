@@ -24,6 +24,8 @@ from chexstudy.curation.embeddings.inputs import (
     read_image_ids,
     read_losses,
     read_matching_table,
+    require_one_space,
+    require_same_rows,
 )
 from chexstudy.curation.methods import METHODS, SIGNALS, Method, find_method
 from chexstudy.curation.quality.audit import audit_selection
@@ -125,17 +127,9 @@ def plan_curation(request: CurationRequest) -> CurationPlan:
     table = read_matching_table(request.table, ids, optional=None) if request.table else None
     losses = read_losses(request.losses, ids) if request.losses else {}
     method.require_signals({*losses, *sides})
-    for side, path in paths.items():
-        if len(sides[side]) != len(ids):
-            counts = [f"{number:,} row{'s' * (number != 1)}" for number in (len(sides[side]), len(ids))]
-            same = "they must hold the same images in the same order"
-            raise StudyError(f"{path} has {counts[0]} and {request.ids} {counts[1]}: {same}.")
-    if {"image", "text"} <= set(method.needs) and sides["image"].shape[1] != sides["text"].shape[1]:
-        widths = [f"{paths[side]} {has}{sides[side].shape[1]:,}" for side, has in (("image", "has "), ("text", ""))]
-        raise StudyError(
-            f"method {method.name} compares image and text, but {widths[0]} numbers a row and {widths[1]}: give "
-            "embeddings of one joint space."
-        )
+    require_same_rows(paths, sides, request.ids, len(ids))
+    if {"image", "text"} <= set(method.needs):
+        require_one_space(f"method {method.name}", sides, paths)
     budget = count_budget(request.keep, len(ids))
     signals = {name: losses[name] for name in method.needs if name in losses}
     quotas = [parse_quota(quota) for quota in request.quotas]

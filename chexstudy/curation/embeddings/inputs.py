@@ -7,7 +7,7 @@ that names the file, how many rows are at fault and the first of them, by its nu
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,25 @@ def open_embeddings(path: Path) -> np.ndarray:
     if size < whole:
         raise StudyError(f"{path} is cut short: it has {size:,} of {whole:,} bytes, so write or copy it again.")
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def require_same_rows(paths: Mapping[str, Path], sides: Mapping[str, np.ndarray], other: Path, rows: int) -> None:
+    """Raise a StudyError unless all sides have as many rows as another file."""
+    for side, path in paths.items():
+        if len(sides[side]) != rows:
+            counts = [_count(number, "row") for number in (len(sides[side]), rows)]
+            same = "they must hold the same images in the same order"
+            raise StudyError(f"{path} has {counts[0]} and {other} {counts[1]}: {same}.")
+
+
+def require_one_space(who: str, sides: Mapping[str, np.ndarray], paths: Mapping[str, Path]) -> None:
+    """Raise a StudyError unless image and text embeddings are of one width."""
+    if sides["image"].shape[1] != sides["text"].shape[1]:
+        widths = [f"{paths[side]} {has}{sides[side].shape[1]:,}" for side, has in (("image", "has "), ("text", ""))]
+        raise StudyError(
+            f"{who} compares image and text, but {widths[0]} numbers a row and {widths[1]}: give embeddings of one "
+            "joint space."
+        )
 
 
 def normalise_rows(embeddings: np.ndarray, name: str, out: np.ndarray, length: float = 1.0) -> None:

@@ -52,7 +52,7 @@ def choose_filtered(
     if rule not in _RULES:
         raise StudyError(f"rule must be one of {', '.join(_RULES)}, not {rule!r}.")
     share = _read_strength(strength)
-    ranks, verdict = _rank_all(image, text, super_batch, generator)
+    ranks, verdict = rank_all_pairs(image, text, super_batch, generator)
     if share is None or verdict.abstains:
         passing = np.flatnonzero(ranks >= verdict.cut)
     else:
@@ -91,7 +91,7 @@ def _read_strength(strength: str) -> float | None:
     return share
 
 
-def _rank_all(
+def rank_all_pairs(
     image: np.ndarray, text: np.ndarray, super_batch: int, generator: torch.Generator
 ) -> tuple[np.ndarray, FilterVerdict]:
     """Scores ``(pairs,)`` from random super-batches of nearly equal size, and what they say of the encoders."""

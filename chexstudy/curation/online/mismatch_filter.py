@@ -13,6 +13,7 @@ below are more likely wrong, those above less. That needs no estimate of how man
 patients, whose reports fit many images, by more than others.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from chexstudy.statistics.delong import correlate_areas
+from chexstudy.statistics.proportions import wilson_interval
 
 # Encoders that were never aligned tell matched from shuffled pairs by chance of their directions: AUROC 0.45 to 0.55 in
 # 120 random alignments of the upstream encoders; the upstream pair has 0.79.
@@ -38,6 +40,8 @@ class FilterVerdict:
     # Share of pairs that score as wrong ones do, a little too high since some sound pairs do as well (Storey 2002,
     # J. R. Stat. Soc. B 64: 479); NaN where the filter abstains.
     wrong_share: float
+    wrong_low: float  # the ends of its 95 % interval, pairs being drawn
+    wrong_high: float
 
     @property
     def abstains(self) -> bool:
@@ -52,6 +56,12 @@ class FilterVerdict:
                 f"({told}, at least {LEAST_AREA:g} asked for), so no pair is set aside."
             )
         return f"Matched pairs are told from shuffled ones ({told}); at most {self.wrong_share:.1%} look mismatched."
+
+    @staticmethod
+    def read(note: str) -> tuple[float, float]:
+        """AUROC and share of wrong pairs out of a note that begins with a verdict; NaN where it does not tell them."""
+        area, share = re.search(r"\(AUROC (\S+)", note), re.search(r"at most (\S+)% look", note)
+        return float(area[1]) if area else np.nan, float(share[1]) / 100 if share else np.nan
 
 
 def rank_pairs(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,9 +99,10 @@ def judge_filter(matched: np.ndarray, shuffled: np.ndarray) -> FilterVerdict:
     interval = float(area), float(area - reach), float(area + reach)
     # NaN, where there are too few pairs to tell, is not above either.
     if not area - reach > LEAST_AREA:
-        return FilterVerdict(*interval, cut=-np.inf, wrong_share=np.nan)
+        return FilterVerdict(*interval, -np.inf, *[np.nan] * 3)
     cuts = np.unique(scores)
     below, others_below = (np.searchsorted(np.sort(one), cuts) / len(one) for one in (matched, others))
     lowest = np.quantile(others, 0.1)
-    share = np.mean(matched <= lowest) / np.mean(others <= lowest)
-    return FilterVerdict(*interval, cut=float(cuts[np.argmax(others_below - below)]), wrong_share=float(min(share, 1)))
+    low = float(np.mean(matched <= lowest))
+    shares = np.array([low, *wilson_interval(low, len(matched))]) / np.mean(others <= lowest)
+    return FilterVerdict(*interval, float(cuts[np.argmax(others_below - below)]), *map(float, shares.clip(max=1)))

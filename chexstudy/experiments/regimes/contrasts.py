@@ -29,13 +29,7 @@ def measure_gains(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str
     ``value`` and ``reference`` (the means of both), ``gain``, ``ci_low``, ``ci_high``, ``p`` and ``pools``; interval
     and p value are NaN with one pool. A method where the reference was not trained is left out.
     """
-    long = outcomes.melt([*CELL, "method", *_CHANCE], list(metrics), var_name="metric", value_name="value")
-    long = long.astype({"value": float})
-    other = long[long.method == reference].rename(columns={"value": "other"}).drop(columns="method")
-    paired = long[long.method != reference].merge(other, on=[*CELL, "metric", *_CHANCE])
-    paired = paired.dropna(subset=["value", "other"])
-    pools = paired.groupby([*CELL, "method", "metric", "seed"], sort=False)[["value", "other"]].mean()
-    pools["gain"] = pools["value"] - pools["other"]
+    pools = pair_pools(outcomes, metrics, reference)
     rows = [
         dict(zip([*CELL, "method", "metric"], place, strict=True))
         | {"value": own["value"].mean(), "reference": own["other"].mean()}
@@ -43,6 +37,21 @@ def measure_gains(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str
         for place, own in pools.groupby([*CELL, "method", "metric"], sort=False)
     ]
     return pd.DataFrame(rows)
+
+
+def pair_pools(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str = BASELINE) -> pd.DataFrame:
+    """``value`` of each method, ``other`` of the reference and ``gain``, their difference, a row a pool.
+
+    By the cell's columns, ``method``, ``metric`` and ``seed``; means over choices and trainings that both have.
+    """
+    long = outcomes.melt([*CELL, "method", *_CHANCE], list(metrics), var_name="metric", value_name="value")
+    long = long.astype({"value": float})
+    other = long[long.method == reference].rename(columns={"value": "other"}).drop(columns="method")
+    paired = long[long.method != reference].merge(other, on=[*CELL, "metric", *_CHANCE])
+    paired = paired.dropna(subset=["value", "other"])
+    pools = paired.groupby([*CELL, "method", "metric", "seed"], sort=False)[["value", "other"]].mean()
+    pools["gain"] = pools["value"] - pools["other"]
+    return pools
 
 
 def _estimate(gains: np.ndarray) -> dict[str, float]:
