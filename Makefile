@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study cohorts upstream curators budgets adapt tasks ssl figures test browser lint lab sync git-filter hooks lock clean
+.PHONY: help study cohorts upstream curators budgets regimes adapt tasks ssl figures test browser lint lab sync git-filter hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
@@ -48,6 +48,14 @@ ssl: $(STAMP) ## Run notebook 13 on a finished study: pretrain on images alone, 
 
 budgets: $(STAMP) ## Run notebook 12 on a finished study at the shares BUDGETS: performance against compute and data
 	@$(BIN)/chexstudy run 12 --profile $(PROFILE) -p budgets $(BUDGETS) $(ARGS)
+
+# Questions whose cells the phase diagram shows; what is measured is kept, and a stopped run goes on where it was.
+REGIMES := gain wrong size large start
+regimes: $(STAMP) ## Measure when curation pays, the cells of the phase diagram at 3 pools, and run notebook 16 on them
+	@$(BIN)/chexstudy regimes $(REGIMES) --methods filtered_budgeted_half --seeds 3 --workers $(JOBS) --estimate
+	@$(BIN)/chexstudy regimes $(REGIMES) --methods filtered_budgeted_half --seeds 3 --workers $(JOBS)
+	@$(BIN)/chexstudy run 16 --profile $(PROFILE) -p questions $(shell echo $(REGIMES) | tr ' ' ,) \
+		-p methods filtered_budgeted_half -p pools 3 $(ARGS)
 
 # QUICK=1: a smaller run of the same recipe, written to runs/upstream/quick, not in place of the committed encoders.
 upstream: $(STAMP) ## Make the pretrained encoders anew that studies start from (QUICK=1: in minutes)

@@ -41,6 +41,7 @@ _STEPS = {
     "11_plan_labels": """
         label_budget/* results/learning_curve* results/curve_family* results/label_* figures/label*
         figures/learning_curves* figures/curve_families* figures/early_slope*""",
+    "16_when_curation_pays": "figures/regimes_*",
     "`chexstudy run all`": "timings/*",
 }
 

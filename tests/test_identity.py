@@ -113,7 +113,8 @@ def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
     assert told == (
         "Study 'debug' changes: warm_up_epochs. What may build on them: 03_watch_prototypes, 04_pretrain_curated, "
         "05_compare_arms, 06_long_tail, 07_ablate_curator, 08_compare_curators, 09_adapt_encoder, 10_see_with_glori, "
-        "11_plan_labels, 12_sweep_budgets, 13_pretrain_ssl, 14_segment_anatomy, 15_write_reports."
+        "11_plan_labels, 12_sweep_budgets, 13_pretrain_ssl, 14_segment_anatomy, 15_write_reports, "
+        "16_when_curation_pays."
     )
     identity = read_identity(Run("debug"))
     assert identity.notebooks[SECOND]["stale"] == []

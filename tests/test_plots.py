@@ -524,6 +524,7 @@ def test_show_stores_the_figure_and_says_what_came_out(home, results, capsys):
 
 def test_show_says_why_there_is_nothing_to_draw(home, results, capsys):
     unlabelled = SimpleNamespace(run=Run("demo"), findings=[])
+    unlabelled.run.write_table("cohort.parquet", pd.DataFrame({"image_id": ["s/1"]}))
     assert figures.zero_shot.show(unlabelled, results[results.task == "retrieval"]) is None
     assert figures.calibration.show(unlabelled, None, results) is None
     said = capsys.readouterr().out.splitlines()

@@ -220,7 +220,8 @@ trained_ablation = replace(curator_ablation, name="trained_ablation")
 ratio_law = Figure("ratio_law", _select_settings, _plot_law, _describe_law, _conclude_law)
 
 
-def _name_method(method: str) -> str:
+def name_method(method: str) -> str:
+    """A method of curation as words."""
     return _NAMES.get(method, method.replace("_", " ").capitalize())
 
 
@@ -254,7 +255,7 @@ def _plot(table: pd.DataFrame) -> Drawing:
         unused.set_axis_off()
     for first in grid[:, 0]:
         first.tick_params(axis="y", labelleft=True)
-        name_lines(first, [_name_method(method) for method in methods])
+        name_lines(first, [name_method(method) for method in methods])
         for label, method in zip(first.get_yticklabels(), methods, strict=True):
             label.set_fontweight("bold" if method in (RANDOM, _PUBLISHED) else "normal")
     words = ("better than random", "interval holds random", "worse than random")
@@ -323,7 +324,7 @@ def _describe(table: pd.DataFrame) -> str:
 
 
 def _conclude(table: pd.DataFrame) -> str:
-    return f"{_count_beyond(table)}; the best mean rank has {_name_method(order_methods(table)[0])}."
+    return f"{_count_beyond(table)}; the best mean rank has {name_method(order_methods(table)[0])}."
 
 
 method_comparison = Figure("method_comparison", _select, _plot, _describe, _conclude)

@@ -42,7 +42,8 @@ class Figure:
         try:
             chosen = self.choose(*tables)
         except NothingToDraw as reason:
-            print(f"Figure {name}: {reason}{'' if study.findings else '; the cohort has no labels'}.")
+            unlabelled = study.run.has("cohort.parquet") and not study.findings
+            print(f"Figure {name}: {reason}{'; the cohort has no labels' if unlabelled else ''}.")
             return None
         drawing = self.plot(*chosen)
         save_figure(study.run, drawing, name, self.describe(*chosen, **words), chosen[0])

@@ -28,7 +28,7 @@ FREE = frozenset(
         # What adds seeds, arms, methods, measurements or precision to those that are there.
         *("seed", "seeds", "arms", "arm", "budgets", "variants", "methods", "adapted_arms", "heads", "glori_heads"),
         *("label_shares", "tune", "detail_seeds", "horizons", "probe", "prompt_file", "encoders", "draws", "grid"),
-        *("forecast_from", "resamples"),
+        *("forecast_from", "resamples", "questions", "pools"),
         # What is asked of learning curves that are there.
         *("early", "target", "population", "pool_findings"),
         *("minutes_per_case", "readers", "price_per_hour", "currency"),

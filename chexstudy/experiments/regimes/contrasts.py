@@ -6,7 +6,7 @@ every source of chance: the interval is Student's t over pools.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from scipy.stats import t as student
 
 from chexstudy.errors import StudyError
 from chexstudy.experiments.regimes.design import BASELINE, Cell, Design, Question
+from chexstudy.results import write_interval
 from chexstudy.statistics.bootstrap import CONFIDENCE
 from chexstudy.statistics.multiple_testing import correct_by_holm
 
@@ -83,6 +84,42 @@ def answer_questions(outcomes: pd.DataFrame, design: Design, metrics: Sequence[s
     if not answers:
         raise StudyError("no method was trained beside a random choice at the same cell: there is no gain to tell.")
     return pd.concat(answers, ignore_index=True)
+
+
+def take_near(gains: pd.DataFrame, centre: Cell, *free: str) -> pd.DataFrame:
+    """Rows of `answer_questions` whose cells differ from the centre in nothing but what is ``free``.
+
+    What several questions tell stands once, as the first of them has it.
+    """
+    near = [gains[name] == value for name, value in asdict(centre).items() if name not in free]
+    kept = gains[np.logical_and.reduce(near)]
+    return kept.drop_duplicates([*CELL, "method", "metric"], ignore_index=True)
+
+
+def compare_main(outcomes: pd.DataFrame, others: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """The main method minus each of the others, ``against``, where both were trained; Holm over them by metric."""
+    rows = [
+        gains[gains.method == MAIN_METHOD].assign(against=other)
+        for other in others
+        if len(gains := measure_gains(outcomes[outcomes.method.isin([MAIN_METHOD, other])], metrics, other))
+    ]
+    return correct_gains(pd.concat(rows, ignore_index=True)) if rows else pd.DataFrame()
+
+
+def tabulate_answer(answers: pd.DataFrame, question: Question, metrics: Sequence[str]) -> pd.DataFrame:
+    """Gains that answer one question as text, ``*`` where Holm's p is below 0.05: a row for each method and cell."""
+    own = answers[(answers.question == question.name) & answers.metric.isin(metrics)]
+    varied = [name for name in CELL if own[name].nunique() > 1]
+    words = [
+        write_interval(row.gain, row.ci_low, row.ci_high, "+.3f") + " *" * is_resolved(row) for row in own.itertuples()
+    ]
+    table = own.assign(words=words).pivot_table("words", [*varied, "method", "pools"], "metric", "first", sort=False)
+    return table[[name for name in metrics if name in table]].rename_axis(columns=None).reset_index()
+
+
+def is_resolved(row) -> bool:
+    """Whether a gain differs from zero after correction; one pool alone tells nothing."""
+    return bool(row.p_holm < 1 - CONFIDENCE)
 
 
 def take_question(outcomes: pd.DataFrame, question: Question) -> pd.DataFrame:

@@ -88,6 +88,7 @@ class Design:
 
     methods: Mapping[str, Mapping]  # how each method chooses
     questions: Mapping[str, Question] = field(default_factory=dict)
+    centre: Cell | None = None  # from which the others differ
 
     def list_jobs(
         self,
@@ -117,4 +118,4 @@ def read_design() -> Design:
     for name, told in content["questions"].items():
         cells = tuple(Cell(**centre | own) for own in told.pop("cells"))
         questions[name] = Question(name, cells=cells, methods=tuple(told.pop("methods")), **told)
-    return Design(methods, questions)
+    return Design(methods, questions, Cell(**centre))
