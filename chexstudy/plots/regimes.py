@@ -101,7 +101,7 @@ def _select_phase(answers: pd.DataFrame, method: str = MAIN_METHOD) -> pd.DataFr
 def _plot_phase(rows: pd.DataFrame) -> Drawing:
     starts = [start for start in STARTS if start in set(rows.start)]
     lines = sorted(set(zip(rows.wrong, rows.budget, strict=True)))
-    figure = new_figure(height_mm=len(starts) * (_ROW_MM * len(lines) + 14) + 6)
+    figure = new_figure(height_mm=len(starts) * (_ROW_MM * max(len(lines), 3) + 14) + 6)
     grid = figure.subplots(len(starts), len(TIER_METRICS), squeeze=False, sharex=True, sharey=True)
     most = max(0.01, np.ceil(100 * rows.gain.abs().max()) / 100)
     letters = iter("abcdefgh")
@@ -110,7 +110,7 @@ def _plot_phase(rows: pd.DataFrame) -> Drawing:
             own = rows[(rows.start == start) & (rows.metric == metric)]
             drawn = _draw_cells(axes, own, lines, most)
             title_panel(axes, next(letters), _TIER_WORDS[tier])
-        panels[0].set_ylabel(f"{START_WORDS[start].capitalize()}\nwrong pairs, pairs chosen")
+        panels[0].set_ylabel(f"{start.capitalize()}:\nwrong pairs, chosen")
     ratios = sorted(set(rows.pool / rows.budget))
     for axes in grid[-1]:
         axes.set_xticks(np.log2(ratios), [f"{ratio:g}" for ratio in ratios])
