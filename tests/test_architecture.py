@@ -40,6 +40,7 @@ _WITH_THEIR_ROOM = {
     "run",
     "subsets",
     "table",
+    "training",
 }
 _TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_bytes()) for path in PACKAGE.rglob("*.py")}
 
