@@ -20,6 +20,7 @@ from chexstudy.experiments.regimes.advice import EFFECTS, advise, average_gains,
 from chexstudy.experiments.regimes.advice_in_words import describe_advice, describe_cohort, tabulate_gains
 from chexstudy.experiments.regimes.cohort_measures import CohortMeasures, measure_cohort, measure_study
 from chexstudy.experiments.regimes.contrasts import MAIN_METRIC, measure_gains
+from chexstudy.experiments.regimes.design import read_design
 from chexstudy.runs import Run
 
 CENTRE = {"pool": 16_000, "budget": 2_000, "wrong": 0.04, "duplicates": 0.04, "scorer": "trained", "start": "scratch"}
@@ -211,6 +212,19 @@ def test_outcomes_from_which_nothing_can_be_told_are_refused():
         advise(COHORT, 2_000, evidence=make_outcomes({"bands": [0.1]}))
     with pytest.raises(StudyError, match="1 pairs leave nothing to choose from"):
         advise(replace(COHORT, pairs=1), evidence=make_outcomes(CLEAR))
+
+
+@pytest.mark.skipif(not evidence.COMMITTED.is_file(), reason="no outcomes are committed")
+@pytest.mark.parametrize("start", ["scratch", "upstream"])
+def test_the_outcomes_that_come_with_the_package_give_an_advice(start):
+    outcomes = evidence.read_evidence()
+    assert set(outcomes.method) <= set(read_design().methods)
+    assert set(EFFECTS) | {MAIN_METRIC, "note", "flops", "scoring_flops"} <= set(outcomes)
+    advice = advise(COHORT, 2_000, start)
+    assert advice.is_covered
+    assert advice.gains.pools.max() >= 5
+    assert np.isfinite(advice.gains[["gain", "ci_low", "ci_high", "p_holm"]]).all(axis=None)
+    assert len(describe_advice(advice)) >= 5
 
 
 # --- a cohort is measured ---------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ _ARM = "--study mine --arm curated --config arm.json"
 _UNDERSTOOD = [
     *(command for command in _COMMANDS if command.startswith(("make ", "torchrun ", "srun ", "git ", "source ", "["))),
     *(command for command in _COMMANDS if re.match("chexstudy cohort (check|build) .*(mimic|cohort.yaml)", command)),
+    *(command for command in _COMMANDS if command.startswith("chexstudy advise ")),
     *("chexstudy run all --profile debug", "chexstudy run 09 10 11 --study demo", "chexstudy run 14 15 --study demo"),
     "chexstudy evaluate reports written.csv references.csv",
     "chexstudy run 04 --study demo -p seeds 7",
