@@ -98,7 +98,7 @@ def spoil(image: np.ndarray, kind: str, generator: np.random.Generator) -> np.nd
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-_KINDS = (
+COPIES = (
     *("resized", "cropped 5-10 %", "inverted", "JPEG of quality 30", "rotated 3-10 degrees", "shifted"),
     *("noise", "exposure"),
 )
@@ -108,7 +108,7 @@ def measure_real(source: str, folder: Path, seed: int) -> list[dict]:
     cohort = build_source(source, folder, seed, folder)
     films = [decode_radiograph(read_bytes(path)) for path in resolve_image_paths(cohort, folder)]
     generator = np.random.default_rng(seed)
-    kinds = np.array(_KINDS)[generator.permutation(len(films)) % len(_KINDS)]
+    kinds = np.array(COPIES)[generator.permutation(len(films)) % len(COPIES)]
     made = [spoil(film, kind, generator) for film, kind in zip(films, kinds, strict=True)]
     images = np.stack([fit_square(np.ascontiguousarray(film), _SIDE, "pad") for film in (*films, *made)])
     strangers = pd.DataFrame(dict.fromkeys(_WHO, "copy/" + cohort["image_id"]))
@@ -119,7 +119,7 @@ def measure_real(source: str, folder: Path, seed: int) -> list[dict]:
     copied = np.where(pairs["second"] >= len(films), kinds[shown[:, 1]], "none planted")
     wrong = pd.Series(copied[~is_right])
     rows = []
-    for kind in _KINDS:
+    for kind in COPIES:
         right, planted, false = (is_right & (copied == kind)).sum(), (kinds == kind).sum(), wrong.eq(kind).sum()
         rows.append((source, kind, planted, right, right / planted, right / max(1, right + false)))
     of_one = (patient[shown[:, 0]] == patient[shown[:, 1]]) & ~is_right
