@@ -88,6 +88,8 @@ def test_a_share_of_wrong_pairs_is_held_against_what_the_filter_told_of_the_pool
     assert steps.to_dict() == pytest.approx({0.04: 0, 0.0: 1, 0.12: 1})
     blind = outcomes.assign(note=None)
     assert estimate_wrong(blind).to_dict() == {0.0: 0.0, 0.04: 0.04, 0.12: 0.12}
+    steps = weigh_conditions(COHORT, 2_000, blind).set_index("wrong").steps
+    assert steps[0.04] == pytest.approx(0.015 / 0.08)
 
 
 def test_near_conditions_are_averaged_and_a_pool_they_share_is_one_draw():

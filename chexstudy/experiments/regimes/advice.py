@@ -187,7 +187,7 @@ def estimate_wrong(measured: pd.DataFrame) -> pd.Series:
     The share itself where no filter was run.
     """
     notes = measured[["wrong", "note"]].dropna()
-    told = notes.note.map(lambda note: FilterVerdict.read(note)[1]).groupby(notes.wrong).mean()
+    told = notes.note.map(lambda note: FilterVerdict.read(note)[1]).astype(float).groupby(notes.wrong).mean()
     shares = pd.Series({share: share for share in sorted(measured.wrong.unique())})
     return told.reindex(shares.index).fillna(shares).cummax()
 
