@@ -14,7 +14,7 @@ from chexstudy.experiments.regimes.design import SCORERS, STARTS, read_design
 from chexstudy.plots.curators import name_method
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import add_arm_legend, draw_estimate, spread_arms
-from chexstudy.plots.looks import ACCENT, INK, SEQUENCE, ArmStyle
+from chexstudy.plots.looks import ACCENT, GREY, INK, SEQUENCE, ArmStyle
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import add_colour_bar, new_figure, title_panel
 
@@ -41,7 +41,13 @@ _FORMS = {
     "truly_balanced": "Truly label-balanced",
     "truly_sound_and_balanced": "Truly sound, label-balanced",
 }
-_CURVES = {MAIN_METHOD: (SEQUENCE[1], "o"), "filtered": (SEQUENCE[3], "s"), "bands": (ACCENT, "^")}
+_CURVES = {
+    MAIN_METHOD: (SEQUENCE[1], "o"),
+    "filtered": (SEQUENCE[3], "s"),
+    "bands": (ACCENT, "^"),
+    "filtered_semdedup": (SEQUENCE[6], "D"),
+    "semdedup": (GREY, "v"),
+}
 # Conditions that curves run along, with the name of the axis and how a level is written.
 _CONDITIONS = {
     "budget": ("Pairs chosen (log)", "{:,}"),
@@ -164,13 +170,14 @@ def _conclude_phase(rows: pd.DataFrame) -> str:
 
 
 def _select_curves(answers: pd.DataFrame) -> pd.DataFrame:
-    """Gains of the macro AUROC ``along`` one condition at a time, where two levels of it or more are measured."""
+    """Gains of the macro AUROC ``along`` one condition at a time, of methods measured at two levels of it or more."""
     centre, parts = read_design().centre, []
     for start in STARTS:
         for name in _CONDITIONS:
             near = take_near(answers, replace(centre, start=start), name)
             own = near[near.method.isin(_CURVES) & (near.metric == MAIN_METRIC)]
-            if own[name].nunique() > 1:
+            own = own[own.groupby("method")[name].transform("nunique") > 1]
+            if len(own):
                 parts.append(own.assign(along=name))
     require_rows(pd.concat(parts) if parts else answers[:0], "cells that differ from the centre in one condition")
     return pd.concat(parts, ignore_index=True)
@@ -184,7 +191,8 @@ def _plot_curves(rows: pd.DataFrame) -> Drawing:
     for axes, ((start, along), own), letter in zip(grid.ravel(), panels, "abcdefghijkl", strict=False):
         levels = sorted(set(own[along]), key=SCORERS.index if along == "scorer" else None)
         axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
-        for (method, look), aside in zip(_CURVES.items(), spread_arms(len(_CURVES), 0.3), strict=True):
+        looks = {method: look for method, look in _CURVES.items() if method in set(own.method)}
+        for (method, look), aside in zip(looks.items(), spread_arms(len(looks), 0.36), strict=True):
             _draw_curve(axes, own[own.method == method], along, levels, ArmStyle(name_form(method), *look), aside)
         axes.set_xticks(range(len(levels)), [_CONDITIONS[along][1].format(_in_percent(level)) for level in levels])
         axes.set(xlabel=_CONDITIONS[along][0], xlim=(-0.4, len(levels) - 0.6))
