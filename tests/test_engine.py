@@ -96,6 +96,25 @@ def test_the_filtered_arm_keeps_as_many_pairs_as_the_curated_one_whatever_the_ru
     assert not is_trained(tiny_study, "filtered", 0, config), "it kept as many as a curated arm that is gone"
 
 
+def test_the_filter_asks_a_trained_pair_at_a_cost_and_leaves_all_else(tiny_study):
+    folder, told = arm_folder("filtered", 0), {}
+    for pair in ("", "upstream-pair"):
+        config = _config(filter_pair=pair)
+        for arm in ("warm_up", "curated", "filtered"):
+            pretrain(tiny_study, arm, 0, config, "cpu")
+        cost, ledger = tiny_study.read_json(f"{folder}/compute.json"), read_ledger(tiny_study, "filtered", 0)
+        told[pair] = cost["flops"], read_weights(tiny_study, "filtered"), ledger.kept
+        curated = tiny_study.read_json(f"{arm_folder('curated', 0)}/compute.json")
+        assert cost["pairs_trained"] == curated["pairs_trained"]
+    # On images of noise both abstain, so that nothing but the second look differs.
+    assert told[""][2].equals(told["upstream-pair"][2])
+    assert_same_weights(told[""][1], told["upstream-pair"][1])
+    assert told["upstream-pair"][0] > told[""][0]
+    assert tiny_study.provenance(f"{folder}/compute.json")["parameters"]["begun_with"].keys() == {"upstream-pair"}
+    with pytest.raises(StudyError, match=r"there is no trained model in .*nowhere"):
+        pretrain(tiny_study, "filtered", 0, _config(filter_pair="nowhere"), "cpu")
+
+
 def test_long_work_says_how_far_it_is(tiny_study, monkeypatch, capsys):
     monkeypatch.setattr(engine, "_SECONDS_BETWEEN_LINES", 0.0)
     for arm in ("warm_up", "curated"):

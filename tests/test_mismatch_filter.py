@@ -13,7 +13,8 @@ from chexstudy.curation.embeddings.files import PROVENANCE
 from chexstudy.curation.embeddings.group_quotas import GroupQuota, apply_quotas
 from chexstudy.curation.methods import choose_subset
 from chexstudy.curation.online.configuration import CuratorConfig
-from chexstudy.curation.online.decisions import Reason
+from chexstudy.curation.online.curators import build_curator
+from chexstudy.curation.online.decisions import MISMATCHED, Reason
 from chexstudy.curation.online.mismatch_filter import judge_filter, rank_pairs
 from chexstudy.curation.online.streaming import curate_stream
 from chexstudy.curation.records.explain import explain_pair
@@ -232,6 +233,24 @@ def test_online_a_budget_that_needs_them_takes_pairs_back():
     decisions = curate_online(config, image, text)
     assert decisions.kept.sum() == 864
     assert 0 < (decisions.band == "mismatched").sum() <= 96
+
+
+def test_online_it_can_rank_what_encoders_trained_elsewhere_say(capsys):
+    image, text, swapped = (torch.from_numpy(one) for one in make_pool())
+    # To the model in training images and texts know nothing of each other.
+    features = torch.cat([image, text.flip(0)], dim=1) / np.sqrt(2)
+    asked = []
+    config = CuratorConfig(rule="budgeted", mismatch_filter=True, budget=0.25)
+    curator = build_curator(config, lambda rows: asked.append(rows) or (image[rows], text[rows]))
+    curator.warm_up(features, torch.arange(960))
+    curator.begin_epoch(960)
+    kept, selection = curator.choose(0, torch.arange(960).flip(0), features.flip(0), draw())
+    assert [rows.tolist() for rows in asked] == [list(range(959, -1, -1))]
+    aside = (selection.band == MISMATCHED).flip(0)
+    assert aside[swapped].float().mean() > 0.7
+    assert aside.float().mean() < 0.25
+    assert kept.sum() == 240
+    assert "Matched pairs are told from shuffled ones" in capsys.readouterr().out
 
 
 def test_online_an_abstaining_filter_changes_nothing(capsys):

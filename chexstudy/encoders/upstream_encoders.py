@@ -6,6 +6,8 @@ made by ``chexstudy upstream``.
 
 from pathlib import Path
 
+from chexstudy.paths import resolve_user_path
+
 FOLDER = Path(__file__).with_name("pretrained")
 IMAGE, TEXT, PAIR = "upstream-image", "upstream-text", "upstream-pair"
 FOLDERS = {
@@ -14,3 +16,8 @@ FOLDERS = {
     f"{PAIR}-image": FOLDER / "pair/image_encoder",
     f"{PAIR}-text": FOLDER / "pair/text_encoder",
 }
+
+
+def find_pair(name: str) -> Path:
+    """Where a trained image-text pair lies: the committed one by its name, or a folder of one's own."""
+    return FOLDER / "pair" if name == PAIR else resolve_user_path(name)

@@ -25,6 +25,9 @@ class CuratorConfig:
     # ``mismatch_filter`` sets pairs aside before any rule sees them (`chexstudy.curation.online.mismatch_filter`; not
     # published).
     mismatch_filter: bool = False
+    # Folder of a trained image-text pair whose embeddings the filter ranks, ``upstream-pair`` for the one that comes
+    # with the package; empty for those of the model in training.
+    filter_pair: str = ""
     prototypes: int = 6  # number of prototypes, K
     # members of a prototype farther than this quantile of their distances are all kept ...
     support_quantile: float = 0.85

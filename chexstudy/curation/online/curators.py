@@ -1,5 +1,6 @@
 """Curators: given a super-batch, say which of its pairs are trained on. The engine knows only this interface."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from chexstudy.curation.online.decisions import MISMATCHED, Reason, Selection
 from chexstudy.curation.online.mismatch_filter import judge_filter, rank_pairs
 from chexstudy.curation.online.prototypes import initial_prototypes, update_prototypes
 from chexstudy.curation.online.selection import form_for, select_samples
+
+Embed = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 
 
 class Curator(Protocol):
@@ -90,13 +93,14 @@ class FilteredCurator(ScoringCurator):
     """Shows another curator only the pairs whose image and report are not rather mismatched.
 
     Each super-batch is judged by itself, so nothing is remembered. Prototypes are fitted on all pairs of the warm-up
-    sample.
+    sample. ``embed`` gives the image and text embeddings ``(batch, dim)`` of row numbers by encoders that are not in
+    training; without it the halves of the features are ranked.
     """
 
     scores = True
 
-    def __init__(self, curator: PrototypeCurator | BudgetedCurator):
-        self.curator, self._abstained = curator, None
+    def __init__(self, curator: PrototypeCurator | BudgetedCurator, embed: Embed | None = None):
+        self.curator, self._embed, self._abstained = curator, embed, None
         self.begin_epoch, self.warm_up, self.update = curator.begin_epoch, curator.warm_up, curator.update
         self.state_dict, self.load_state_dict = curator.state_dict, curator.load_state_dict
 
@@ -105,7 +109,8 @@ class FilteredCurator(ScoringCurator):
         return self.curator.prototypes
 
     def choose(self, step, rows, features, generator):
-        matched, shuffled = rank_pairs(*features.chunk(2, dim=1))
+        sides = self._embed(rows.cpu().numpy()) if self._embed else features.chunk(2, dim=1)
+        matched, shuffled = rank_pairs(*sides)
         verdict = judge_filter(matched.cpu().numpy(), shuffled.cpu().numpy())
         if verdict.abstains != self._abstained:
             print(f"Super-batch {step}: {verdict}", flush=True)
@@ -130,10 +135,12 @@ class FilteredCurator(ScoringCurator):
         return selection.kept, selection
 
 
-def build_curator(config: CuratorConfig) -> ScoringCurator:
-    """The curator that follows ``config.rule``, behind the mismatch filter if there is to be one."""
+def build_curator(config: CuratorConfig, embed: Embed | None = None) -> ScoringCurator:
+    """The curator that follows ``config.rule``, behind the mismatch filter if there is to be one, which may ``embed``
+    by itself.
+    """
     curator = BudgetedCurator(config) if config.rule == "budgeted" else PrototypeCurator(config)
-    return FilteredCurator(curator) if config.mismatch_filter else curator
+    return FilteredCurator(curator, embed) if config.mismatch_filter else curator
 
 
 class RandomCurator(Curator):

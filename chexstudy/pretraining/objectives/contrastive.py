@@ -1,5 +1,6 @@
 """The contrastive objective: each image must find its report among the batch, and back (CLIP)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from chexstudy.curation.online.prototypes import join_features
 from chexstudy.encoders.build import compile_blocks
 from chexstudy.pretraining.configuration import TOWERS, PretrainingConfig
-from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, save_model
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, load_model, save_model
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.models.parameter_efficient import (
     add_low_rank_updates,
@@ -24,6 +25,8 @@ from chexstudy.pretraining.objectives.objective import Objective
 
 class ContrastiveObjective(Objective):
     """Two towers that learn from pairs of images and reports."""
+
+    _judge: PairEncoder | None = None
 
     def _build(self, cohort: pd.DataFrame, seed: int) -> None:
         config, device = self._config, self._device
@@ -49,7 +52,18 @@ class ContrastiveObjective(Objective):
 
     @property
     def flops(self) -> float:
-        return self._encoder.flops
+        return self._encoder.flops + (self._judge.flops if self._judge else 0.0)
+
+    def embed_by(self, folder: Path) -> Callable[[np.ndarray], tuple[Tensor, Tensor]]:
+        """What a trained pair of encoders, which stays as it is, makes of rows; its operations count as this model's.
+
+        Image and text embeddings ``(len(rows), dim)``, as of `embed`.
+        """
+        config, model = self._config, load_model(folder).to(self._device)
+        pairs = TrainingPairs(self.examples.table, self._store, model.text_tower.tokenize)
+        how = config.micro_batch, self._autocast, self._processes
+        self._judge = judge = PairEncoder(model, pairs, self._device, *how)
+        return lambda rows: judge.embed(rows)
 
     def parameter_groups(self) -> list[dict]:
         """Weight decay is for matrices, and for the temperature where that is asked for (F12)."""

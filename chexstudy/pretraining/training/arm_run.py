@@ -119,6 +119,8 @@ class _ArmRun:
         # An encoder on this disk counts by what is in it.
         named = {name for name in (config.image_encoder, config.text_encoder) if name and not name.startswith("tiny-")}
         places = {name: upstream_encoders.FOLDERS.get(name) or paths.resolve_user_path(name) for name in named}
+        if arm.curates and (pair := config.curator.filter_pair):
+            places[pair] = upstream_encoders.find_pair(pair)
         begun_with = {name: hash_artifact(place) for name, place in places.items() if place.exists()}
         self.parameters |= {"begun_with": begun_with} if begun_with else {}
         if arm.method:

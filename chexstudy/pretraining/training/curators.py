@@ -17,6 +17,7 @@ from chexstudy.curation.online.curators import (
     select_label_balanced,
 )
 from chexstudy.curation.records.ledger import LedgerWriter, check_ledger, read_ledger
+from chexstudy.encoders.upstream_encoders import IMAGE, PAIR, find_pair
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import Arm, arm_folder, subset_artifact
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -82,19 +83,28 @@ def find_lost_records(run: Run, folder: str, config: PretrainingConfig, rounds: 
 def configure_arm(run: Run, arm: Arm, seed: int, config: PretrainingConfig) -> PretrainingConfig:
     """The constants of an arm: the filtered one keeps as many pairs as the curated arm of its seed, which takes the
     budgeted rule; all others have those of the study.
+
+    A model that only begins to be trained cannot tell which reports fit. Where a study starts from the upstream image
+    encoder, the filter ranks by the aligned pair that comes with it; its pass is charged, its training is not.
     """
     if arm.data != "filtered":
         return config
     decided = read_ledger(run, arm.partner, seed, columns=["epoch", "kept"])
     share = float(decided.kept[decided.epoch == decided.epoch.max()].mean())
     own = {"mismatch_filter": True, "rule": "budgeted", "budget": share, "update_timing": "before_step"}
+    if config.image_encoder == IMAGE and not config.curator.filter_pair:
+        own["filter_pair"] = PAIR
     return replace(config, curator=replace(config.curator, **own))
 
 
 def choose_curator(run: Run, arm: Arm, seed: int, trainer: "Trainer") -> Curator:
     """The curator of an arm that is not trained on everything."""
     if arm.curates:
-        return build_curator(trainer.config.curator)
+        curator = trainer.config.curator
+        embed = None
+        if curator.mismatch_filter and curator.filter_pair:
+            embed = trainer.objective.embed_by(find_pair(curator.filter_pair))
+        return build_curator(curator, embed)
     if arm.data == "random":
         ledger = read_ledger(run, arm.partner, seed, columns=["step", "kept"])
         return RandomCurator(ledger.groupby("step").kept.sum().sort_index().tolist())
