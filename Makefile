@@ -52,8 +52,8 @@ budgets: $(STAMP) ## Run notebook 12 on a finished study at the shares BUDGETS: 
 # Questions whose cells the phase diagram shows; what is measured is kept, and a stopped run goes on where it was.
 REGIMES := gain wrong size large start
 regimes: $(STAMP) ## Measure when curation pays, the cells of the phase diagram at 3 pools, and run notebook 16 on them
-	@$(BIN)/chexstudy regimes $(REGIMES) --methods filtered_budgeted_half --seeds 3 --workers $(JOBS) --estimate
-	@$(BIN)/chexstudy regimes $(REGIMES) --methods filtered_budgeted_half --seeds 3 --workers $(JOBS)
+	@$(BIN)/chexstudy regimes $(REGIMES) --method filtered_budgeted_half --seeds 3 --workers $(JOBS) --estimate
+	@$(BIN)/chexstudy regimes $(REGIMES) --method filtered_budgeted_half --seeds 3 --workers $(JOBS)
 	@$(BIN)/chexstudy run 16 --profile $(PROFILE) -p questions $(shell echo $(REGIMES) | tr ' ' ,) \
 		-p methods filtered_budgeted_half -p pools 3 $(ARGS)
 

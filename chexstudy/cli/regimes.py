@@ -11,11 +11,13 @@ from chexstudy.cli.tables import check_output, lay_out, write_table
     "measure when curation pays, on drawn pools that no scorer has seen",
     option("question QUESTION", "which to answer (default: all, in the order of the design)", nargs="*"),
     option("--seeds N", "pools of each cell (default: those of the design)", type=int),
-    option("--methods METHOD", "only these, and random choice (default: those of the design)", nargs="+"),
+    option(
+        "--method METHOD", "only this, and random choice; may be repeated (default: all of the question)", repeated=True
+    ),
     option("--first K", "seed of the first pool", default=0),
     option("--until W", "then one pool more at a time, up to 16, until the main contrast is known to +-W", type=float),
     option("--workers N", "trainings side by side", default=2),
-    option("--estimate", "only say what is left and how long it takes"),
+    option("--estimate", "only say what is left and how long it takes; with --out, write what is there"),
     option(
         "--out FILE",
         "also write every training's outcome, without single findings, as .csv or .parquet",
@@ -40,14 +42,13 @@ def regimes(options: Namespace) -> None:
     from chexstudy.experiments.regimes.evidence import leave_out_findings
 
     design = read_design()
-    jobs = design.list_jobs(options.question, options.seeds, options.first, options.methods or ())
+    jobs = design.list_jobs(options.question, options.seeds, options.first, options.method)
     if options.estimate:
         print(estimate(jobs, design.methods, options.workers))
-        return
-    for name in options.question or design.questions:
+    for name in [] if options.estimate else options.question or design.questions:
         seeds, first = options.seeds or design.questions[name].seeds, options.first
         while True:
-            asked = design.list_jobs([name], seeds, first, options.methods)
+            asked = design.list_jobs([name], seeds, first, options.method)
             gains = measure_gains(run_bench(asked, design.methods, options.workers), [MAIN_METRIC])
             if options.until is None or half_width(gains) <= options.until or first + seeds >= MOST_POOLS:
                 break
