@@ -224,7 +224,7 @@ def test_the_outcomes_that_come_with_the_package_give_an_advice(start):
     assert set(EFFECTS) | {MAIN_METRIC, "note", "flops", "scoring_flops"} <= set(outcomes)
     advice = advise(COHORT, 2_000, start)
     assert advice.is_covered
-    assert advice.gains.pools.max() >= 5
+    assert (advice.gains.pools >= 2).all()
     assert np.isfinite(advice.gains[["gain", "ci_low", "ci_high", "p_holm"]]).all(axis=None)
     assert len(describe_advice(advice)) >= 5
 

@@ -35,7 +35,7 @@ _COMMANDS = [
 _ENGINE = "python -m chexstudy.pretraining.training.arm_run "
 # Commands as typed that run in seconds on the files and small studies of `newcomer`.
 _CHEAP = [
-    *(command for command in _COMMANDS if re.match("chexstudy curate --(embeddings|list)", command)),
+    *(command for command in _COMMANDS if re.match("chexstudy (curate|advise) --(embeddings|list)", command)),
     "chexstudy evaluate compare ours.csv theirs.csv --labels labels.csv --metric auprc",
     "chexstudy evaluate reports written.csv references.csv --labels labels.csv",
     "chexstudy plan-labels --curve curve.csv --target 0.85 --cost 2.5",
@@ -48,14 +48,13 @@ TRAINED = [
     *("chexstudy curate --report --study demo", "chexstudy why phantom/000010 --study demo"),
     *(command for command in _COMMANDS if re.match("chexstudy evaluate compare curated", command)),
     *("chexstudy plan-labels --study demo --target 0.85", "chexstudy compare-studies debug demo"),
-    "chexstudy results --study demo --task zero_shot",
+    *("chexstudy results --study demo --task zero_shot", "chexstudy advise --study demo --keep 0.2 --start upstream"),
 ]
 _ARM = "--study mine --arm curated --config arm.json"
 # Minutes or hours, real radiographs, several machines or another place: these are only understood.
 _UNDERSTOOD = [
     *(command for command in _COMMANDS if command.startswith(("make ", "torchrun ", "srun ", "git ", "source ", "["))),
     *(command for command in _COMMANDS if re.match("chexstudy cohort (check|build) .*(mimic|cohort.yaml)", command)),
-    *(command for command in _COMMANDS if command.startswith("chexstudy advise ")),
     *("chexstudy run all --profile debug", "chexstudy run 09 10 11 --study demo", "chexstudy run 14 15 --study demo"),
     "chexstudy evaluate reports written.csv references.csv",
     "chexstudy run 04 --study demo -p seeds 7",
