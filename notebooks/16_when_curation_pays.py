@@ -76,13 +76,13 @@ from IPython.display import Markdown, display
 
 from chexstudy.experiments.regimes.contrasts import answer_questions, tabulate_answer
 from chexstudy.plots.regime_parts import COSTS
-from chexstudy.plots.regimes import TIER_METRICS
+from chexstudy.plots.regimes import AUROCS
 
-metrics = [*TIER_METRICS, "probe_auroc_macro", *COSTS]
-answers = answer_questions(outcomes, design, metrics)
+shown = ["zero_shot_auroc_macro", "zero_shot_auroc_tail", "probe_auroc_macro", "probe_auroc_tail"]
+answers = answer_questions(outcomes, design, [*AUROCS, *COSTS])
 for name in dict.fromkeys(answers.question):
     display(Markdown(f"**{name}**: {design.questions[name].asks}"))
-    display(tabulate_answer(answers, design.questions[name], list(TIER_METRICS)))
+    display(tabulate_answer(answers, design.questions[name], shown))
 
 # %% [markdown]
 # The filter says what it sees of a pool before anything is trained, and abstains where its scorer cannot tell matched
@@ -96,10 +96,14 @@ with pd.option_context("display.max_colwidth", None):
 # %% [markdown]
 # ## Where it pays
 #
-# Only measured cells are drawn. First a mismatch filter before the bands, then the published bands alone.
+# Only measured cells are drawn. First a mismatch filter before the bands, zero-shot and by linear probe, whose scores vary
+# less from pool to pool; then the published bands alone.
 
 # %%
 figures.regimes_phase.show(study, answers)
+
+# %%
+figures.regimes_phase_probe.show(study, answers)
 
 # %%
 figures.regimes_phase_bands.show(study, answers)
@@ -109,6 +113,9 @@ figures.regimes_phase_bands.show(study, answers)
 
 # %%
 figures.regimes_curves.show(study, answers)
+
+# %%
+figures.regimes_curves_probe.show(study, answers)
 
 # %% [markdown]
 # ## What the gain is made of
@@ -121,7 +128,7 @@ figures.regimes_curves.show(study, answers)
 from chexstudy.experiments.regimes.contrasts import compare_main
 from chexstudy.plots.regime_parts import STEPS
 
-steps = compare_main(outcomes, STEPS, list(TIER_METRICS))
+steps = compare_main(outcomes, STEPS, AUROCS)
 figures.regimes_parts.show(study, answers, steps)
 
 # %% [markdown]

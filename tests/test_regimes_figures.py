@@ -15,12 +15,12 @@ from chexstudy.plots import figures
 from chexstudy.plots.looks import ACCENT, GREY, INK, SEQUENCE
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.regime_parts import COSTS
-from chexstudy.plots.regimes import TIER_METRICS
+from chexstudy.plots.regimes import AUROCS
 
 BLUE = SEQUENCE[1]
 DESIGN = read_design()
 CENTRE, UPSTREAM = DESIGN.centre, replace(DESIGN.centre, start="upstream")
-METRICS = [*TIER_METRICS, "probe_auroc_macro", *COSTS]
+METRICS = [*AUROCS, *COSTS]
 # What pools add to a gain: the first is beyond chance at three pools, the second is not.
 SURE, UNSURE = (-0.001, 0.0, 0.001), (-0.2, 0.0, 0.2)
 
@@ -84,8 +84,8 @@ def test_the_phase_diagram_has_a_square_at_each_measured_cell_and_one_scale(cell
     assert "4 % near-duplicates, scorer trained, 64 px" in drawn.caption
     assert "n = 3 pools" in drawn.caption
     assert drawn.said == (
-        "Filter (50 %), budgeted bands minus random, all findings: above zero in 2 and below in 1 of 4 cells, from "
-        "\N{MINUS SIGN}0.030 to +0.050."
+        "Filter (50 %), budgeted bands minus random, zero-shot, all findings: above zero in 2 and below in 1 of 4 "
+        "cells, from \N{MINUS SIGN}0.030 to +0.050."
     )
 
 
@@ -94,6 +94,17 @@ def test_the_published_bands_have_a_diagram_of_their_own(cells):
         figures.regimes_phase_bands.choose(cells)
     own = answer(gain(CENTRE, "bands", -0.01), gain(CENTRE, MAIN_METHOD, 0.02))
     assert list(figures.regimes_phase_bands.choose(own)[0].method.unique()) == ["bands"]
+
+
+def test_the_linear_probe_has_a_diagram_and_curves_of_its_own():
+    other = replace(CENTRE, budget=500)
+    answers = answer(gain(CENTRE, MAIN_METHOD, 0.05, probe_auroc_macro=0.02), gain(other, MAIN_METHOD, 0.04))
+    drawn = draw(figures.regimes_phase_probe, answers)
+    assert {round(float(value), 6) for value, _ in squares(drawn.axes[0])[0].values()} == {0.02, 0.04}
+    assert drawn.caption.startswith("When curation pays: linear-probe AUROC")
+    curves = draw(figures.regimes_curves_probe, answers)
+    assert marks(curves.axes[0], "estimate", "y") == pytest.approx([0.04, 0.02])
+    assert "macro linear-probe AUROC" in curves.caption
 
 
 def test_curves_run_along_one_condition_at_a_time():
@@ -129,9 +140,9 @@ def test_what_a_gain_is_made_of_stands_level_at_both_starts():
         gain(UPSTREAM, "truly_sound", 0.01, UNSURE),
     )
     answers = answer_questions(outcomes, DESIGN, METRICS)
-    steps = compare_main(outcomes, ["truly_sound", "filtered_random_half", "k_centre"], list(TIER_METRICS))
+    steps = compare_main(outcomes, ["truly_sound", "filtered_random_half", "k_centre"], AUROCS)
     drawn = draw(figures.regimes_parts, answers, steps)
-    scratch, upstream = drawn.axes[0], drawn.axes[2]
+    scratch, upstream = drawn.axes[0], drawn.axes[3]
     names = [label.get_text() for label in scratch.get_yticklabels()]
     assert names == [
         *("Truly sound", "Filter (50 %), random", "Filter (50 %), budgeted bands"),
@@ -147,7 +158,7 @@ def test_what_a_gain_is_made_of_stands_level_at_both_starts():
     assert colours[upstream][0] == GREY
     assert {"Noise removed (truth)", "Filter (50 %), budgeted bands minus"} <= set(texts(drawn.drawing))
     assert "Of 5 differences from random over all findings 3 are above zero and 1 below" in drawn.caption
-    assert len(plot(figures.regimes_parts, answers, pd.DataFrame()).axes) == 4
+    assert len(plot(figures.regimes_parts, answers, pd.DataFrame()).axes) == 6
 
 
 def test_costs_are_better_worse_or_only_changed():

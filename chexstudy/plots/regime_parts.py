@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from chexstudy.experiments.regimes.contrasts import MAIN_METHOD, MAIN_METRIC, is_resolved, take_near
 from chexstudy.experiments.regimes.design import STARTS, read_design
@@ -22,10 +23,11 @@ from chexstudy.plots.forest import (
 )
 from chexstudy.plots.looks import ACCENT, GREY, INK, SEQUENCE, ArmStyle
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.regimes import START_WORDS, count_resolved, describe_pools, describe_rest, name_form
+from chexstudy.plots.regimes import PROBE_METRIC, START_WORDS, count_resolved, describe_pools, describe_rest, name_form
 from chexstudy.plots.style import add_legend, legend_mark, name_lines, new_figure, title_panel
 
-_TAIL_METRIC, _PROBE_METRIC = "zero_shot_auroc_tail", "probe_auroc_macro"
+_TAIL_METRIC = "zero_shot_auroc_tail"
+_PANELS = {MAIN_METRIC: "Zero-shot, all", _TAIL_METRIC: "Zero-shot, tail", PROBE_METRIC: "Linear probe, all"}
 _AGAINST = "Filter (50 %), budgeted bands minus"
 PARTS = {
     "Noise removed (truth)": ("truly_sound",),
@@ -93,7 +95,7 @@ def _select_parts(answers: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     if len(steps):
         own = _take_centre(steps.assign(method=steps.against))
         over_random = pd.concat([over_random, own.assign(part=_AGAINST)])
-    rows = over_random[over_random.metric.isin([MAIN_METRIC, _TAIL_METRIC])]
+    rows = over_random[over_random.metric.isin(_PANELS)]
     return require_rows(rows.reset_index(drop=True), "gains at the centre of the bench")
 
 
@@ -103,12 +105,11 @@ def _plot_parts(rows: pd.DataFrame) -> Drawing:
         heading: [one for one in own if one in set(rows.method[rows.part == heading])] for heading, own in order.items()
     }
     order = {heading: own for heading, own in order.items() if own}
-    metrics = {MAIN_METRIC: "all", _TAIL_METRIC: "tail"}
-    panels = [(start, metric) for start in STARTS for metric in metrics if start in set(rows.start)]
+    panels = [(start, metric) for start in STARTS for metric in _PANELS if start in set(rows.start)]
     heights = level_groups([Group(heading, [None] * len(own)) for heading, own in order.items()])
     figure = new_figure(height_mm=forest_height_mm(heights) + 26)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (start, metric), letter in zip(grid, panels, "abcd", strict=False):
+    for axes, (start, metric), letter in zip(grid, panels, "abcdef", strict=False):
         own = rows[(rows.start == start) & (rows.metric == metric)].set_index(["part", "method"])
         groups = [
             Group(heading if axes is grid[0] else "", [_find_estimate(own, (heading, one)) for one in methods])
@@ -116,7 +117,8 @@ def _plot_parts(rows: pd.DataFrame) -> Drawing:
         ]
         draw_forest(axes, groups, heights, reference=0.0)
         axes.tick_params(axis="y", labelleft=axes is grid[0])
-        axes.set_xlabel(f"AUROC difference, {metrics[metric]}")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=2, steps=[1, 2, 5, 10]))
+        axes.set_xlabel(_PANELS[metric])
         title_panel(axes, letter, start.capitalize())
     _add_verdicts(figure)
     return figure
@@ -143,8 +145,8 @@ def _describe_parts(rows: pd.DataFrame) -> str:
     macro = rows[(rows.metric == MAIN_METRIC) & (rows.part != _AGAINST)]
     better, worse = count_resolved(macro)
     return (
-        "What the gain is made of: zero-shot AUROC minus that of a random choice of as many pairs, of all findings and "
-        "of the tail, for choices that know the truth, for parts of the method, and for random choice with as many "
+        "What the gain is made of: AUROC minus that of a random choice of as many pairs, zero-shot and of a linear "
+        "probe, for choices that know the truth, for parts of the method, and for random choice with as many "
         "operations; at the bottom the main method minus each of its parts. Of "
         f"{len(macro)} differences from random over all findings {better} are above zero and {worse} below. "
         f"{_COLOURS}. {describe_rest(rows).capitalize()}; {describe_pools(rows)}."
@@ -223,7 +225,7 @@ def _conclude_costs(rows: pd.DataFrame) -> str:
 def _select_methods(answers: pd.DataFrame) -> pd.DataFrame:
     """Gains at the centre, from scratch, of all methods that know no truth, best first."""
     rows = take_near(answers, read_design().centre)
-    rows = rows[~rows.method.str.startswith("truly_") & rows.metric.isin([MAIN_METRIC, _TAIL_METRIC, _PROBE_METRIC])]
+    rows = rows[~rows.method.str.startswith("truly_") & rows.metric.isin(_PANELS)]
     order = rows[rows.metric == MAIN_METRIC].set_index("method").gain
     rows = rows.assign(order=rows.method.map(order)).sort_values(["order", "method"], ascending=False, kind="stable")
     return require_rows(rows.drop(columns="order").reset_index(drop=True), "gains at the centre of the bench")
@@ -231,10 +233,9 @@ def _select_methods(answers: pd.DataFrame) -> pd.DataFrame:
 
 def _plot_methods(rows: pd.DataFrame) -> Drawing:
     methods = list(dict.fromkeys(rows.method))
-    titles = {MAIN_METRIC: "Zero-shot, all findings", _TAIL_METRIC: "Zero-shot, tail", _PROBE_METRIC: "Linear probe"}
     figure = new_figure(height_mm=forest_height_mm([len(methods)]) + 22)
-    grid = figure.subplots(1, len(titles), width_ratios=[1.2, 1, 1])
-    for axes, (metric, title), letter in zip(grid, titles.items(), "abc", strict=True):
+    grid = figure.subplots(1, len(_PANELS), width_ratios=[1.2, 1, 1])
+    for axes, (metric, title), letter in zip(grid, _PANELS.items(), "abc", strict=True):
         own = rows[rows.metric == metric].assign(part="").set_index(["part", "method"])
         lines = [_find_estimate(own, ("", method)) for method in methods]
         first = axes is grid[0]

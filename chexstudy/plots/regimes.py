@@ -1,6 +1,7 @@
 """Where curation gains over a random choice: a phase diagram of measured cells, and curves along single conditions."""
 
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,11 @@ from chexstudy.plots.looks import ACCENT, GREY, INK, SEQUENCE, ArmStyle
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import add_colour_bar, new_figure, title_panel
 
-TIER_METRICS = {f"zero_shot_auroc_{tier}": tier for tier in ("macro", *TIERS)}
-START_WORDS = {"scratch": "from scratch", "upstream": "from upstream encoders"}
+_TASKS = {"zero_shot": "zero-shot", "probe": "linear-probe"}
 _TIER_WORDS = {"macro": "All findings"} | {tier: tier.capitalize() for tier in TIERS}
+AUROCS = [f"{task}_auroc_{tier}" for task in _TASKS for tier in _TIER_WORDS]
+PROBE_METRIC = "probe_auroc_macro"
+START_WORDS = {"scratch": "from scratch", "upstream": "from upstream encoders"}
 # Orange where random choice is better, blue where the method is.
 _DIVERGING = LinearSegmentedColormap.from_list("gain", [ACCENT, "#F7F7F7", SEQUENCE[1]])
 _TILE_POINTS, _ROW_MM = 19.0, 8.2
@@ -97,10 +100,14 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _select_phase(answers: pd.DataFrame, method: str = MAIN_METHOD) -> pd.DataFrame:
+def _name_task(metric: str) -> str:
+    return _TASKS[metric.partition("_auroc_")[0]]
+
+
+def _select_phase(answers: pd.DataFrame, method: str = MAIN_METHOD, task: str = "zero_shot") -> pd.DataFrame:
     """Gains of a method by ``pool``, ``budget``, ``wrong`` and ``start`` at the centre's other conditions."""
     near = take_near(answers, read_design().centre, "pool", "budget", "wrong", "start")
-    rows = near[(near.method == method) & near.metric.isin(TIER_METRICS)]
+    rows = near[(near.method == method) & near.metric.isin([f"{task}_auroc_{tier}" for tier in _TIER_WORDS])]
     return require_rows(rows.reset_index(drop=True), f"gains of {method}")
 
 
@@ -108,14 +115,14 @@ def _plot_phase(rows: pd.DataFrame) -> Drawing:
     starts = [start for start in STARTS if start in set(rows.start)]
     lines = sorted(set(zip(rows.wrong, rows.budget, strict=True)))
     figure = new_figure(height_mm=len(starts) * (_ROW_MM * max(len(lines), 3) + 14) + 6)
-    grid = figure.subplots(len(starts), len(TIER_METRICS), squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(len(starts), len(_TIER_WORDS), squeeze=False, sharex=True, sharey=True)
     most = max(0.01, np.ceil(100 * rows.gain.abs().max()) / 100)
     letters = iter("abcdefgh")
     for panels, start in zip(grid, starts, strict=True):
-        for axes, (metric, tier) in zip(panels, TIER_METRICS.items(), strict=True):
-            own = rows[(rows.start == start) & (rows.metric == metric)]
+        for axes, (tier, words) in zip(panels, _TIER_WORDS.items(), strict=True):
+            own = rows[(rows.start == start) & rows.metric.str.endswith(tier)]
             drawn = _draw_cells(axes, own, lines, most)
-            title_panel(axes, next(letters), _TIER_WORDS[tier])
+            title_panel(axes, next(letters), words)
         panels[0].set_ylabel(f"{start.capitalize()}:\nwrong pairs, chosen")
     ratios = sorted(set(rows.pool / rows.budget))
     for axes in grid[-1]:
@@ -148,11 +155,11 @@ def _draw_cells(axes: Axes, rows: pd.DataFrame, lines: list[tuple[float, int]], 
 
 
 def _describe_phase(rows: pd.DataFrame) -> str:
-    macro = rows[rows.metric == MAIN_METRIC]
+    macro = rows[rows.metric.str.endswith("macro")]
     better, worse = count_resolved(macro)
     return (
-        f"When curation pays: zero-shot AUROC of {name_form(rows.method[0])} minus that of a random choice of as many "
-        "pairs, by pool over budget and by share of wrong pairs and budget, for all findings and by prevalence. Each "
+        f"When curation pays: {_name_task(rows.metric[0])} AUROC of {name_form(rows.method[0])} minus that of a random "
+        "choice of as many pairs, by pool over budget and by share of wrong pairs and budget, for all findings and by prevalence. Each "
         "square is a measured cell, nothing between them is filled in; of "
         f"{len(macro)} cells {better} gain and {worse} lose over all findings (black frame: p < 0.05, t test over "
         "pools, Holm over the cells and methods of its question). "
@@ -161,21 +168,21 @@ def _describe_phase(rows: pd.DataFrame) -> str:
 
 
 def _conclude_phase(rows: pd.DataFrame) -> str:
-    macro = rows[rows.metric == MAIN_METRIC]
+    macro = rows[rows.metric.str.endswith("macro")]
     better, worse = count_resolved(macro)
     return (
-        f"{name_form(rows.method[0])} minus random, all findings: above zero in {better} and below in {worse} of "
-        f"{len(macro)} cells, from {_signed(macro.gain.min())} to {_signed(macro.gain.max())}."
+        f"{name_form(rows.method[0])} minus random, {_name_task(rows.metric[0])}, all findings: above zero in {better} "
+        f"and below in {worse} of {len(macro)} cells, from {_signed(macro.gain.min())} to {_signed(macro.gain.max())}."
     )
 
 
-def _select_curves(answers: pd.DataFrame) -> pd.DataFrame:
-    """Gains of the macro AUROC ``along`` one condition at a time, of methods measured at two levels of it or more."""
+def _select_curves(answers: pd.DataFrame, metric: str = MAIN_METRIC) -> pd.DataFrame:
+    """Gains of a macro AUROC ``along`` one condition at a time, of methods measured at two levels of it or more."""
     centre, parts = read_design().centre, []
     for start in STARTS:
         for name in _CONDITIONS:
             near = take_near(answers, replace(centre, start=start), name)
-            own = near[near.method.isin(_CURVES) & (near.metric == MAIN_METRIC)]
+            own = near[near.method.isin(_CURVES) & (near.metric == metric)]
             own = own[own.groupby("method")[name].transform("nunique") > 1]
             if len(own):
                 parts.append(own.assign(along=name))
@@ -225,9 +232,9 @@ def _describe_curves(rows: pd.DataFrame) -> str:
     centre = describe_rest(pd.DataFrame([asdict(read_design().centre)]), "start")
     better, worse = count_resolved(rows)
     return (
-        "How the gain hangs on the conditions: macro zero-shot AUROC minus that of a random choice, along one "
-        f"condition in each of {panels} panels, all others as at the centre ({centre}). Of {len(rows)} points "
-        f"{better} are above zero and {worse} below (p < 0.05, Holm within a question; bars are not corrected). "
+        f"How the gain hangs on the conditions: macro {_name_task(rows.metric[0])} AUROC minus that of a random "
+        f"choice, along one condition in each of {panels} panels, all others as at the centre ({centre}). Of "
+        f"{len(rows)} points {better} are above zero and {worse} below (p < 0.05, Holm within a question; bars are not corrected). "
         f"{describe_pools(rows)}. Lines only join the points."
     )
 
@@ -237,11 +244,13 @@ def _conclude_curves(rows: pd.DataFrame) -> str:
     for method, own in rows.groupby("method", sort=False):
         better, worse = count_resolved(own)
         words.append(f"{name_form(method)}: {better} of {len(own)} above zero, {worse} below")
-    return f"Points of the curves, resolved after Holm: {'; '.join(words)}."
+    return f"Points of the curves, {_name_task(rows.metric[0])}, resolved after Holm: {'; '.join(words)}."
 
 
 regimes_phase = Figure("regimes_phase", _select_phase, _plot_phase, _describe_phase, _conclude_phase)
-regimes_phase_bands = replace(
-    regimes_phase, name="regimes_phase_bands", select=lambda answers: _select_phase(answers, "bands")
-)
+regimes_phase_bands = replace(regimes_phase, name="regimes_phase_bands", select=partial(_select_phase, method="bands"))
+regimes_phase_probe = replace(regimes_phase, name="regimes_phase_probe", select=partial(_select_phase, task="probe"))
 regimes_curves = Figure("regimes_curves", _select_curves, _plot_curves, _describe_curves, _conclude_curves)
+regimes_curves_probe = replace(
+    regimes_curves, name="regimes_curves_probe", select=partial(_select_curves, metric=PROBE_METRIC)
+)
