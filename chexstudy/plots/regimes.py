@@ -159,7 +159,8 @@ def _describe_phase(rows: pd.DataFrame) -> str:
     better, worse = count_resolved(macro)
     return (
         f"When curation pays: {_name_task(rows.metric[0])} AUROC of {name_form(rows.method[0])} minus that of a random "
-        "choice of as many pairs, by pool over budget and by share of wrong pairs and budget, for all findings and by prevalence. Each "
+        "choice of as many pairs, by pool over budget and by share of wrong pairs and budget, for "
+        "all findings and by prevalence. Each "
         "square is a measured cell, nothing between them is filled in; of "
         f"{len(macro)} cells {better} gain and {worse} lose over all findings (black frame: p < 0.05, t test over "
         "pools, Holm over the cells and methods of its question). "
@@ -234,7 +235,8 @@ def _describe_curves(rows: pd.DataFrame) -> str:
     return (
         f"How the gain hangs on the conditions: macro {_name_task(rows.metric[0])} AUROC minus that of a random "
         f"choice, along one condition in each of {panels} panels, all others as at the centre ({centre}). Of "
-        f"{len(rows)} points {better} are above zero and {worse} below (p < 0.05, Holm within a question; bars are not corrected). "
+        f"{len(rows)} points {better} are above zero and {worse} below (p < 0.05, Holm within a question; bars are not "
+        "corrected). "
         f"{describe_pools(rows)}. Lines only join the points."
     )
 
