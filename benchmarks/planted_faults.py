@@ -180,11 +180,17 @@ def measure_rounds(rounds: list[tuple[Planted, dict[str, Seen]]], patients, gene
         areas, precisions, fewest, labels = zip(*measured, strict=True)
         row = {"scorer": scorer, "score": score, "fault": fault}
         for name, values in (("auroc", np.stack(areas)), ("precision", np.stack(precisions))):
-            low, high = interval(resample_seeds(values[:, 1:], generator), patients=np.min(fewest))
-            row |= {name: values[:, 0].mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
+            ends = interval(resample_seeds(values[:, 1:], generator), patients=np.min(fewest))
+            low, high = (_known(np.clip(end, 0, 1)) for end in ends)
+            row |= {name: values[:, 0].mean(), f"{name}_low": low, f"{name}_high": high}
         wanted = np.mean([(one == 1).sum() for one in labels])
         rows.append(row | {"planted": wanted, "share": wanted / np.mean([(one >= 0).sum() for one in labels])})
     return rows
+
+
+def _known(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if np.isnan(value) else float(value)
 
 
 def count_kinds(rounds: list[tuple[Planted, dict[str, Seen]]], generator) -> list[dict]:
@@ -214,7 +220,8 @@ def describe_cut(planted: Planted, verdict: FilterVerdict, ranks: np.ndarray) ->
     def share(of: np.ndarray) -> float | None:
         return float(aside[of].mean()) if of.any() else None
 
-    said = {"told_apart": verdict.area, "told_low": verdict.ci_low, "told_high": verdict.ci_high}
+    area = {"told_apart": verdict.area, "told_low": verdict.ci_low, "told_high": verdict.ci_high}
+    said = {name: _known(value) for name, value in area.items()}
     said |= {"abstains": verdict.abstains, "set_aside": aside.mean()}
     said |= {"wrong_among_these": float(np.isin(planted.fault[aside], (SWAP, JUNK)).mean()) if aside.any() else None}
     said |= {f"of_{fault}": share(planted.fault == fault) for fault in (SWAP, JUNK, COPY)}
