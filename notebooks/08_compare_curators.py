@@ -73,7 +73,7 @@ print(f"each method keeps {len(subsets[names[0], seed]):,} of {len(study.train):
 
 # %%
 from chexstudy.experiments.curator_comparison import measure_methods_kept
-from chexstudy.experiments.curator_recommendations import summarise_kept
+from chexstudy.experiments.curator_tables import summarise_kept
 
 kept = measure_methods_kept(study.run, study.cohort, names, study.seeds, resamples, seed)
 summarise_kept(kept)
@@ -123,7 +123,7 @@ spending.round(3)
 
 # %%
 from chexstudy.experiments.curator_comparison import measure_methods_zero_shot
-from chexstudy.experiments.curator_recommendations import summarise_trained
+from chexstudy.experiments.curator_tables import summarise_trained
 
 trained = measure_methods_zero_shot(study.evaluation(probe=False), budgets, study.seeds, arms_at_once)
 measured = [kept, list_stability(stability, study.cohort), trained]
@@ -137,17 +137,6 @@ summarise_trained(trained)
 from chexstudy.experiments.curator_comparison import tabulate_comparison
 
 figures.method_comparison.show(study, tabulate_comparison(results))
-
-# %% [markdown]
-# ## Which method when
-#
-# Strengths and weaknesses by the intervals at the same data; the best of all is the best mean, which may lie within
-# chance. Operations are those of the arm over those of random choice.
-
-# %%
-from chexstudy.experiments.curator_recommendations import advise_methods, state_comparison
-
-advise_methods(results).round(2)
 
 # %% [markdown]
 # ## What must hold
@@ -165,8 +154,17 @@ assert random_choice.same_compute.between(0.9, 1.1).all(), "the same compute is 
 assert (spending.pairs_scored[spending.method != "random"] >= len(study.train)).all(), "scores were not charged"
 
 # %% [markdown]
-# What came out, in sentences made from the numbers:
+# ## Which method for this cohort
+#
+# One cohort of this size and its own scorer tell methods apart by little. What was measured on large drawn pools that no
+# scorer had seen (notebook 16) tells more, as far as this cohort resembles them: `chexstudy advise` weighs it by that.
 
 # %%
-for sentence in state_comparison(results):
-    print(sentence)
+from chexstudy.experiments.regimes.advice import advise
+from chexstudy.experiments.regimes.advice_in_words import describe_advice, describe_cohort, tabulate_gains
+from chexstudy.experiments.regimes.cohort_measures import measure_study
+
+measures = measure_study(study.run)
+advice = advise(measures, keep, "scratch" if study.config.image_encoder.startswith("tiny-") else "upstream")
+print(*describe_cohort(measures), *describe_advice(advice), sep="\n")
+tabulate_gains(advice)
