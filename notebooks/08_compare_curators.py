@@ -13,7 +13,7 @@
 # rare, the redundant and the wrong; how stable its choice is; and how well a model trained on it classifies, at the same
 # data and at the same compute. Each is held against a random subset. At the end stands which method to take when.
 #
-# **What it costs.** About ten minutes for the default study on 2 cores (16 methods, 3 seeds, some 54 short trainings);
+# **What it costs.** About eleven minutes for the default study on 2 cores (17 methods, 3 seeds, some 57 short trainings);
 # on real cohorts one training on the subset, at paper scale about 70 H100-hours, for each method and seed.
 
 # %% tags=["parameters"]
@@ -54,7 +54,9 @@ pd.DataFrame.from_dict(described, orient="index", columns=["keeps", "source", "n
 #
 # The curated arm curates while it trains. Here every method looks once, at the model of the end of the warm-up: it is
 # given the same embeddings and the same losses, and chooses as many pairs. Learnability also needs a model that has seen
-# all pairs, the arm trained on all data; a study that has none would have to train it first.
+# all pairs, the arm trained on all data; a study that has none would have to train it first. `filtered` ranks by the same
+# embeddings: where the model cannot yet tell matched from shuffled pairs, as at the start of the default study, it
+# abstains, says so and chooses as the bands do; the arm of that name in notebook 4 asks a pair that was aligned before.
 
 # %%
 from chexstudy.pretraining.training.subsets import choose_training_subsets, train_scoring_arms
