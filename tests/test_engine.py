@@ -96,6 +96,12 @@ def test_the_filtered_arm_keeps_as_many_pairs_as_the_curated_one_whatever_the_ru
     assert not is_trained(tiny_study, "filtered", 0, config), "it kept as many as a curated arm that is gone"
 
 
+def test_a_budget_may_be_more_pairs_than_a_super_batch_holds(tiny_study):
+    config = _config(warm_up_epochs=0, subset_epochs=0, rule="budgeted", budget=50.0)
+    pretrain(tiny_study, "curated", 0, config, "cpu")
+    assert len(tiny_study.read_table(f"{arm_folder('curated', 0)}/subset.parquet")) == 50 > config.super_batch
+
+
 def test_the_filter_asks_a_trained_pair_at_a_cost_and_leaves_all_else(tiny_study):
     folder, told = arm_folder("filtered", 0), {}
     for pair in ("", "upstream-pair"):

@@ -322,7 +322,9 @@ class _ArmRun:
     def _plan_steps(self) -> None:
         """Tell the objective how many steps an arm that curates has, of those after curation what is expected."""
         config, rows = self.config, len(self.trainer.objective.examples)
-        kept = rows * float(expected_fraction(config.curator, [config.super_batch])[0])
+        # A budget is one of the whole epoch, and may be a number of pairs beyond a super-batch.
+        considered = rows if config.curator.rule == "budgeted" else config.super_batch
+        kept = rows * float(expected_fraction(config.curator, [considered])[0])
         self.trainer.objective.plan(
             config.warm_up_epochs * count_steps(rows, config.batch_size)
             + config.curation_epochs * -(-rows // config.super_batch)
