@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -453,6 +453,27 @@ class Run:
 
     def read_table(self, name: str) -> pd.DataFrame:
         return self._read(pd.read_parquet, name)
+
+    def keep_tables(
+        self,
+        names: Sequence[str],
+        parameters: dict,
+        make: Callable[[], Iterable[pd.DataFrame]],
+        inputs: Sequence[str] = (),
+        seed: int | None = None,
+        by: Makers = None,
+    ) -> list[pd.DataFrame]:
+        """Tables as they are kept where all are current, else made in this order, written and recorded.
+
+        They depend on parameters, on inputs (artifacts) and on the code of the module of ``by`` or else of ``make``.
+        """
+        by, inputs = by or make, tuple(inputs)
+        key = self.key(parameters, inputs, by)
+        if not all(self.is_current(name, key) for name in names):
+            for name, table in zip(names, make(), strict=True):
+                self.write_table(name, table)
+                self.record(name, parameters, inputs, seed, by=by)
+        return [self.read_table(name) for name in names]
 
     def write_array(self, name: str, array: np.ndarray) -> Path:
         """Write a ``.npy`` array atomically."""

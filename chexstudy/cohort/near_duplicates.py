@@ -70,11 +70,12 @@ def tabulate_near_duplicates(run: Run, workers: int = 2) -> pd.DataFrame:
     store, cohort, shards = read_filed(run)
     rows = cohort[["image_id", "patient_id", "study_id", "source", "split", "image_path"]]
     parameters = {"shards": shards, "rows": hash_values(rows.to_dict("list"))}
-    if not run.is_current(DUPLICATES, run.key(parameters)):
+
+    def find() -> list[pd.DataFrame]:
         groups = group_pairs(find_pairs(store.images, rows, workers), rows["image_id"])
-        run.write_table(DUPLICATES, groups.merge(rows[["image_id", "source", "split", "image_path"]], on="image_id"))
-        run.record(DUPLICATES, parameters)
-    return run.read_table(DUPLICATES)
+        return [groups.merge(rows[["image_id", "source", "split", "image_path"]], on="image_id")]
+
+    return run.keep_tables([DUPLICATES], parameters, find)[0]
 
 
 def count_near_duplicates(groups: pd.DataFrame) -> pd.DataFrame:

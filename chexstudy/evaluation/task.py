@@ -25,7 +25,6 @@ from chexstudy.evaluation.scores import (
 )
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.results import COLUMNS, OVER_SEEDS, join_rows, validate_results
-from chexstudy.runs import Run
 from chexstudy.statistics.multiple_testing import correct_by_holm
 
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
@@ -264,25 +263,3 @@ def _draw_generators(evaluation: Evaluation, measured: _Measured) -> dict[str, n
     """By data set the generator that has drawn its patients and draws seeds next."""
     sets = evaluation.test_sets()
     return {name: evaluation.draw_patients(sets[name])[1] for name in dict.fromkeys(name for *_, name in measured)}
-
-
-def read_or_measure(
-    run: Run,
-    names: Sequence[str],
-    parameters: dict,
-    inputs: Sequence[str],
-    seed: int,
-    measure: Callable[[], Sequence[pd.DataFrame]],
-    by: Callable | None = None,
-) -> list[pd.DataFrame]:
-    """Tables of a study: as they are kept where all are current, else measured in this order, written and recorded.
-
-    They depend on parameters, on inputs (artifacts) and on the code of the module of ``by`` or else of ``measure``.
-    """
-    by = by or measure
-    key = run.key(parameters, tuple(inputs), by)
-    if not all(run.is_current(name, key) for name in names):
-        for name, table in zip(names, measure(), strict=True):
-            run.write_table(name, table)
-            run.record(name, parameters, tuple(inputs), seed, by=by)
-    return [run.read_table(name) for name in names]

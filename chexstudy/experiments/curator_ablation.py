@@ -23,7 +23,6 @@ from chexstudy.curation.online.configuration import RULES, SAMPLERS, CuratorConf
 from chexstudy.curation.online.streaming import curate_stream
 from chexstudy.curation.quality.overlap import jaccard
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
-from chexstudy.evaluation.task import read_or_measure
 from chexstudy.pretraining.arms.definitions import name_variant
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import RandomStreams
@@ -230,7 +229,7 @@ def measure_kept_sets(
         return [pd.concat(compute(), ignore_index=True).assign(seed=seed)]
 
     names = [f"ablation/seed{seed}/{name}.parquet"]
-    return read_or_measure(run, names, parameters, inputs, seed, put_together, by=compute)[0]
+    return run.keep_tables(names, parameters, put_together, inputs, seed, by=compute)[0]
 
 
 def average_seeds(table: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:

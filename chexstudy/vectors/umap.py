@@ -74,14 +74,12 @@ def read_or_fit_map(
     ``inputs`` are the artifacts that the ids ``(n,)`` and features ``(n, dim)`` come from. Returns ``image_id, x, y``,
     one row a pair, in the order given.
     """
-    parameters = {"seed": seed}
-    if run.is_current(name, run.key(parameters, inputs)):
-        return run.read_table(name)
-    x, y = fit_map(features, seed).T
-    table = pd.DataFrame({"image_id": list(image_ids), "x": x, "y": y})
-    run.write_table(name, table)
-    run.record(name, parameters, inputs, seed)
-    return table
+
+    def fit() -> list[pd.DataFrame]:
+        x, y = fit_map(features, seed).T
+        return [pd.DataFrame({"image_id": list(image_ids), "x": x, "y": y})]
+
+    return run.keep_tables([name], {"seed": seed}, fit, inputs, seed)[0]
 
 
 def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:

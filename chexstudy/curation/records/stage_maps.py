@@ -103,18 +103,17 @@ def read_or_fit_stage_maps(
     `chexstudy.vectors.umap.read_or_fit_map`. One row a stage and pair, with ``stage, row, image_id, x, y``.
     """
     parameters = {"seed": seed, "steps": [[stage.first_step, stage.last_step] for stage in stages]}
-    if run.is_current(name, run.key(parameters, inputs)):
-        return run.read_table(name)
-    own = [ledger.image_id.to_numpy()[stage.rows] for stage in stages]
-    maps = fit_stage_maps([features[stage.rows] for stage in stages], own, seed, start)
-    tables = [
-        pd.DataFrame({"stage": stage.number, "row": stage.rows, "image_id": names, "x": x, "y": y})
-        for stage, names, (x, y) in zip(stages, own, [one.T for one in maps], strict=True)
-    ]
-    table = pd.concat(tables, ignore_index=True)
-    run.write_table(name, table)
-    run.record(name, parameters, inputs, seed)
-    return table
+
+    def fit() -> list[pd.DataFrame]:
+        own = [ledger.image_id.to_numpy()[stage.rows] for stage in stages]
+        maps = fit_stage_maps([features[stage.rows] for stage in stages], own, seed, start)
+        tables = [
+            pd.DataFrame({"stage": stage.number, "row": stage.rows, "image_id": names, "x": x, "y": y})
+            for stage, names, (x, y) in zip(stages, own, [one.T for one in maps], strict=True)
+        ]
+        return [pd.concat(tables, ignore_index=True)]
+
+    return run.keep_tables([name], parameters, fit, inputs, seed)[0]
 
 
 def join_stage_maps(ledger: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:

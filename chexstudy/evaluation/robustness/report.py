@@ -29,7 +29,7 @@ from chexstudy.evaluation.robustness.calibration import (
 from chexstudy.evaluation.robustness.spectrum import measure_precision, measure_spectrum
 from chexstudy.evaluation.robustness.thresholds import RULES, choose_thresholds, measure_thresholds
 from chexstudy.evaluation.scores import MACRO, measure_findings, scores_artifact
-from chexstudy.evaluation.task import Task, read_or_measure
+from chexstudy.evaluation.task import Task
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS, join_rows, write_interval
 from chexstudy.statistics.ranking import known_labels
@@ -71,7 +71,7 @@ def measure_robustness(
         measure = partial(_measure_arm, evaluation, name, seeds, tasks, prevalences)
         names = [f"evaluation/{name}/{table}.parquet" for table in ("robustness", "reliability")]
         inputs = ("cohort.parquet", *scores)
-        both.append(read_or_measure(run, names, parameters, inputs, evaluation.seed, measure, by=_measure_arm))
+        both.append(run.keep_tables(names, parameters, measure, inputs, evaluation.seed, by=_measure_arm))
     rows, curves = (pd.concat(tables, ignore_index=True) for tables in zip(*both, strict=True))
     return rows, curves
 
