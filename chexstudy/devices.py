@@ -64,6 +64,11 @@ def autocast_dtype(device: torch.device | str) -> torch.dtype | None:
     return None
 
 
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Mixed precision of a type within the block, none if there is no type."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def choose_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     """The type of mixed precision on a device, or None: ``fp32``, ``bf16``, or ``auto`` for what pays there."""
     return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[precision]

@@ -298,13 +298,12 @@ def _refuse_damaged(name: str, damage: str, record: Path) -> StudyError:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def list_versions(packages: tuple[str, ...] = _RECORDED_VERSIONS) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
     versions = {"python": platform.python_version()}
-    for name in _RECORDED_VERSIONS:
-        try:
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -425,7 +424,7 @@ class Run:
             "code_revision": code_revision(),
             "module": modules,
             "code_hash": hash_closure(modules),
-            "versions": _versions(),
+            "versions": list_versions(),
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_record(self._record_path(name), record)

@@ -71,19 +71,16 @@ class MaskFile:
         # Black may be 0 and white 1; edges may be grey, as where a mask was resized or kept as JPEG.
         white = max(int(grey.max()), 1)
         between = (grey > white * _NEARLY) & (grey < white * (1 - _NEARLY))
+        # All within two pixels is of one level, as it is not on an edge.
+        is_flat = maximum_filter(grey, 5) == minimum_filter(grey, 5) if between.any() else between
         is_noise = white < _DARK and len(np.unique(grey)) > 2
-        if is_noise or between.mean() > _GREY_EDGES or (between.any() and (between & _find_plateaus(grey)).any()):
+        if is_noise or between.mean() > _GREY_EDGES or (between & is_flat).any():
             levels = ", ".join(map(str, np.unique(grey[between])[:3]))
             raise StudyError(
                 f"the mask {self.path} is not black outside and white inside, there are levels between 0 and {white} "
                 f"({levels}): give each structure a mask of its own."
             )
         return make_outline(self.image_id, self.structure, grey > white / 2)
-
-
-def _find_plateaus(grey: np.ndarray) -> np.ndarray:
-    """Where all within two pixels is of one level, as it is not on an edge."""
-    return maximum_filter(grey, 5) == minimum_filter(grey, 5)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,13 @@ class Choice:
     # ``(pairs,)`` bool, what a filter had set aside before anything was chosen; None of a method without one
     set_aside: np.ndarray | None = None
 
+    @property
+    def kept(self) -> np.ndarray:
+        """Which of the pairs are chosen ``(pairs,)``, bool."""
+        kept = np.zeros(len(self.scores), dtype=bool)
+        kept[self.rows] = True
+        return kept
+
 
 def count_budget(keep: float, pairs: int) -> int:
     """How many pairs a budget stands for: a share up to 1, or above that a whole number of pairs.

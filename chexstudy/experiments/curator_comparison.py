@@ -88,10 +88,8 @@ def measure_methods_kept(
             raise StudyError(f"the scores of seed {one} are of other pairs than the study has now: run {step} again.")
         choices = read_choices(run, methods, one, train.image_id)
         for method, choice in progress(choices.items(), len(choices), f"seed {one}, what was kept"):
-            kept = np.zeros(len(train), dtype=bool)
-            kept[choice.rows] = True
-            generator = np.random.default_rng(seed)
-            rows = measure_kept(kept, scores.features, train, tiers, truth, train.patient_id, generator, resamples)
+            about = train, tiers, truth, train.patient_id
+            rows = measure_kept(choice.kept, scores.features, *about, np.random.default_rng(seed), resamples)
             tables.append(rows.assign(arm=name_method_arm(method), seed=one))
     by_seed = pd.concat(tables, ignore_index=True)
     rows = pd.concat([by_seed, summarise_seeds(by_seed)], ignore_index=True)

@@ -280,8 +280,10 @@ def collect_reports(
         if place is None or len(cards) == count:
             continue
         taken.add(place)
-        marks = {name: _mark(told[place], labels[name][place]) for name in written}
-        marks = pd.DataFrame(marks, index=findings)
+        true, marks = told[place], pd.DataFrame(index=findings)
+        for name in written:
+            said = labels[name][place]
+            marks[name] = np.select([true & said, true & ~said, said], [_AGREED, _MISSED, _INVENTED], "")
         cards.append(
             ReportCard(
                 evaluation.store.read([rows.image_id.iloc[place]])[0],
@@ -291,10 +293,6 @@ def collect_reports(
             )
         )
     return cards
-
-
-def _mark(told: np.ndarray, said: np.ndarray) -> np.ndarray:
-    return np.select([told & said, told & ~said, said], [_AGREED, _MISSED, _INVENTED], "")
 
 
 def _select_examples(cards: Sequence[ReportCard]) -> tuple:

@@ -146,3 +146,19 @@ def macro_mean(values: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmean(values, axis=-1)
+
+
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Medians ``(resamples,)`` of values ``(cases,)``, each as often there as its weight ``(resamples, cases)`` says.
+
+    Values that are NaN do not count; NaN where nothing does.
+    """
+    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]
+    running = np.cumsum(weights[:, order], axis=1)
+    if not order.size:
+        return np.full(len(weights), np.nan)
+    # Shares such as three thirds add up to half the total only to within rounding.
+    half, slack = running[:, -1:] / 2, 1e-9 * running[:, -1:]
+    lower = np.argmax(running >= half - slack, axis=1)
+    upper = np.argmax(running > half + slack, axis=1)
+    return np.where(half[:, 0] > 0, (values[order][lower] + values[order][upper]) / 2, np.nan)

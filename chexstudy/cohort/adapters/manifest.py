@@ -61,10 +61,6 @@ _A_LABEL = (
 )
 
 
-def _read_own_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
-    return download.read()
-
-
 @dataclass(frozen=True)
 class DatasetSpec:
     """What is a public data set's own."""
@@ -82,7 +78,7 @@ class DatasetSpec:
     # ``(download, options)`` to one row an image, every cell text or missing, an index as `read_text_table` gives it.
     # Numbers in ``attrs`` are notes for the user; `PATIENTS_OF` there goes before ``patients_of``. Without code it is
     # the set's own table.
-    read: Callable[[Download, Mapping[str, str]], pd.DataFrame] = _read_own_table
+    read: Callable[[Download, Mapping[str, str]], pd.DataFrame] = lambda download, _: download.read()
     # Kind of word (`column_mapping.WORDS`) -> word of the table, in lower case -> value of the contract.
     words: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     # Files or ends of paths, ``*`` for what differs between deliveries: those its table goes by, the newest first, and

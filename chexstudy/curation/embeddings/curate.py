@@ -155,9 +155,9 @@ def carry_out(plan: CurationPlan) -> tuple[pd.DataFrame, str, np.ndarray]:
     note, taken_back = choice.note, int(set_aside[choice.rows].sum()) - before
     if taken_back > 0:
         note += f" Group quotas took {taken_back:,} of them back."
-    kept, weights = np.zeros(rows, bool), np.zeros(rows)
-    kept[choice.rows], weights[choice.rows] = True, choice.weights
-    decisions = {"image_id": plan.image_ids, "score": choice.scores, "kept": kept, "weight": weights}
+    weights = np.zeros(rows)
+    weights[choice.rows] = choice.weights
+    decisions = {"image_id": plan.image_ids, "score": choice.scores, "kept": choice.kept, "weight": weights}
     return pd.DataFrame(decisions), note, set_aside
 
 

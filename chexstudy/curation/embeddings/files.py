@@ -2,17 +2,15 @@
 
 import json
 import os
-import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 
 from chexstudy.curation.quality.audit import AuditReport, describe_audit
 from chexstudy.errors import StudyError
-from chexstudy.runs import atomic_path
+from chexstudy.runs import atomic_path, list_versions
 
 PROVENANCE = b"chexstudy"
 _DECIDING_LIBRARIES = ("numpy", "torch", "numba", "scikit-learn", "faiss-cpu", "faiss-gpu-cu12")
@@ -63,19 +61,10 @@ def write_table(table: pd.DataFrame, path: Path, record: Mapping) -> None:
     import pyarrow.parquet as pq
 
     content = pa.Table.from_pandas(table, preserve_index=False)
-    provenance = json.dumps({**record, "versions": dict(_versions())}, sort_keys=True).encode()
+    provenance = json.dumps({**record, "versions": list_versions(_DECIDING_LIBRARIES)}, sort_keys=True).encode()
     labelled = {**(content.schema.metadata or {}), PROVENANCE: provenance}
     with atomic_path(path) as temporary:
         pq.write_table(content.replace_schema_metadata(labelled), temporary)
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    yield "python", platform.python_version()
-    for name in _DECIDING_LIBRARIES:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
 
 
 def report_audit(report: AuditReport, path: Path | None = None) -> None:

@@ -85,9 +85,7 @@ def apply_quotas(choice: Choice, groups: Mapping[str, np.ndarray], quotas: Seque
                 f"the group quota {quota} asks for {need:,} of {size:,} pairs at a budget of {budget:,}: lower it"
                 f"{' or raise the budget' if need <= size else ''}."
             )
-    kept = np.zeros(pairs, dtype=bool)
-    kept[choice.rows] = True
-    cells = _Cells(members, choice.scores, kept)
+    cells = _Cells(members, choice.scores, choice.kept)
     taken = cells.swap(least)
     if taken is None:
         taken = cells.solve(least, budget)

@@ -4,7 +4,6 @@ An embedding file is mapped, not loaded, so that what it takes of memory is one 
 that names the file, how many rows are at fault and the first of them, by its number: ids may name patients.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexstudy.devices import memory_of
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import normalise_ids, show_id
 from chexstudy.inputs.tables import list_columns, name_place, read_typed_table
@@ -199,7 +199,7 @@ def allocate_features(rows: int, dim: int, folder: Path) -> np.ndarray:
 
 def _largest_in_memory() -> int:
     """Features of more bytes than this go to disk: methods need room for work of their own beside them."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return memory_of("cpu") // 4
 
 
 def _count(number: int, noun: str) -> str:

@@ -38,21 +38,13 @@ def compare_selections(selections: Mapping[str, np.ndarray | Choice]) -> pd.Data
     """
     if len(selections) < 2:
         raise StudyError("stability needs at least two selections to compare: name two seeds, batches or methods.")
-    masks = {name: _mark_kept(selection) for name, selection in selections.items()}
+    masks = {name: one.kept if isinstance(one, Choice) else one for name, one in selections.items()}
     rows = []
     for first, second in combinations(masks, 2):
         kept = masks[first], masks[second]
         alike = jaccard(*kept), jaccard_by_chance(*(int(one.sum()) for one in kept), len(kept[0]))
         rows.append((first, second, *alike, _correlate_ranks(selections[first], selections[second])))
     return pd.DataFrame(rows, columns=OVERLAP_COLUMNS)
-
-
-def _mark_kept(selection: np.ndarray | Choice) -> np.ndarray:
-    if not isinstance(selection, Choice):
-        return selection
-    kept = np.zeros(len(selection.scores), dtype=bool)
-    kept[selection.rows] = True
-    return kept
 
 
 def _correlate_ranks(first: np.ndarray | Choice, second: np.ndarray | Choice) -> float:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.prevalence import TIERS
-from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
+from chexstudy.cohort.prevalence import TIERS, has_finding_of
+from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval
 from chexstudy.statistics.proportions import wilson_interval
@@ -112,10 +112,7 @@ def _label_groups(labels: pd.DataFrame, tiers: Mapping[str, str]) -> dict[str, n
     if not findings:
         return {}
     groups = dict(zip(findings, (label_matrix(labels, findings) == 1).T, strict=True))
-    for tier in TIERS if tiers else ():
-        of_tier = [groups[name] for name in findings if name != NO_FINDING and tiers.get(name) == tier]
-        groups[tier] = np.any([np.zeros(len(labels), dtype=bool), *of_tier], axis=0)
-    return groups
+    return groups | {tier: has_finding_of(tier, labels, tiers) for tier in TIERS if tiers}
 
 
 def _truth_shares(kept: np.ndarray, truth: pd.DataFrame) -> list[_Share]:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from chexstudy.cohort.table import label_matrix
-from chexstudy.devices import autocast_dtype
+from chexstudy.devices import autocast, autocast_dtype
 from chexstudy.encoders.embeddings import PixelSource, embed_images
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
@@ -137,12 +137,12 @@ def _train_head(adapted, images, labels, learning_rate, settings: FineTuning, se
     optimizer = make_optimizer(adapted, head, learning_rate, settings)
     steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    measure_loss, autocast = make_loss("bce", labels), autocast_dtype(device)
+    measure_loss, dtype = make_loss("bce", labels), autocast_dtype(device)
     targets = torch.from_numpy(np.asarray(labels, dtype=np.float32))
     for _ in range(settings.epochs):
         for rows in torch.randperm(len(images), generator=generator).split(settings.batch_size):
             batch = torch.from_numpy(images[rows.numpy()]).unsqueeze(1).to(device)
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            with autocast(device, dtype):
                 embedded = adapted(batch)
             loss = measure_loss(head(embedded.float()), targets[rows].to(device)) / len(rows)
             if not torch.isfinite(loss):

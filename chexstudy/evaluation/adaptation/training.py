@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from chexstudy.cohort.table import label_matrix
-from chexstudy.devices import autocast_dtype
+from chexstudy.devices import autocast, autocast_dtype
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.losses import LOSSES, make_loss
@@ -164,7 +164,7 @@ def _train(
     measure_loss = make_loss(recipe.loss, labels)
     # Heads that look at patches compute in bfloat16 where the device gains by it, which halves the time of GLoRI on a
     # CPU that has it; weights, losses and scores stay in float32. Vectors are too small to gain.
-    autocast = autocast_dtype(device) if heads[0].needs_patches else None
+    dtype = autocast_dtype(device) if heads[0].needs_patches else None
     targets = torch.from_numpy(np.asarray(labels, dtype=np.float32))
     groups = [
         {"params": [weight for weight in head.parameters() if weight.requires_grad], "lr": rate}
@@ -182,7 +182,7 @@ def _train(
         optimizer.zero_grad()
         losses = []
         for head in heads:
-            with seeded(dropout_seed, device), torch.autocast(device.type, autocast, enabled=autocast is not None):
+            with seeded(dropout_seed, device), autocast(device, dtype):
                 logits = head(batch)
             losses.append(measure_loss(logits.float(), known))
         # Heads share no weight: the gradient of the sum is each head's own.

@@ -24,6 +24,7 @@ from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.image_text.zero_shot import normalise_rows
 from chexstudy.evaluation.scores import Measured, scores_artifact
 from chexstudy.evaluation.task import Fitted, Task
+from chexstudy.statistics.ranking import weighted_median
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 CUTOFFS = (1, 5, 10)
@@ -138,19 +139,8 @@ def measure_ranks(ranks: pd.DataFrame, direction: str, weights: np.ndarray | Non
     measured = [expected_recall(better, tied, right, cutoff) for cutoff in CUTOFFS]
     with np.errstate(divide="ignore", invalid="ignore"):
         means = weight @ np.stack([*measured, rank], axis=1) / weight.sum(axis=1, keepdims=True)
-    values = np.insert(means, len(CUTOFFS), _weighted_median(rank, weight), axis=1)
+    values = np.insert(means, len(CUTOFFS), weighted_median(rank, weight), axis=1)
     return values[0] if weights is None else values
-
-
-def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """``(resamples,)`` medians of ``values (queries,)`` under ``weight (resamples, queries)``."""
-    order = np.argsort(values, kind="stable")
-    running = np.cumsum(weight[:, order], axis=1)
-    # Shares such as three thirds add up to half the total only to within rounding.
-    half, slack = running[:, -1:] / 2, 1e-9 * running[:, -1:]
-    lower = np.argmax(running >= half - slack, axis=1)
-    upper = np.argmax(running > half + slack, axis=1)
-    return (values[order][lower] + values[order][upper]) / 2
 
 
 def measure_chance(ranks: pd.DataFrame, direction: str, duplicates: str = "collapse") -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chexstudy.devices import autocast_dtype
+from chexstudy.devices import autocast, autocast_dtype
 from chexstudy.encoders.embeddings import embed_images, hash_texts
 from chexstudy.encoders.encoder import hash_weights
 from chexstudy.encoders.image import ImageEncoder
@@ -173,9 +173,9 @@ class AlignedModel(nn.Module):
         batches = [rows[start : start + size] for rows in alike for start in range(0, len(rows), size)]
         texts = [""] * len(frames)
         device = next(self.parameters()).device
-        autocast = autocast_dtype(device) if device.type == "cuda" else None
+        dtype = autocast_dtype(device) if device.type == "cuda" else None
         for rows in progress(batches, len(batches), "writing reports"):
-            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            with autocast(device, dtype):
                 seen = self.see(patches[rows].to(device), frames[0][0])
                 after = torch.tensor([frames[row][1] for row in rows], dtype=torch.long, device=device)
                 written = language_model.write(torch.cat([seen, language_model.embed(after)], 1), self.plan.max_tokens)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chexstudy.devices import autocast_dtype
+from chexstudy.devices import autocast, autocast_dtype
 from chexstudy.encoders import hub
 from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.encoders.tokenizer import train_byte_pairs
@@ -203,7 +203,7 @@ def train_stage(
         trained, stage.learning_rate, (0.9, stage.second_moment), weight_decay=0.0, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    autocast, began = autocast_dtype(device), time.perf_counter()
+    dtype, began = autocast_dtype(device), time.perf_counter()
     cost = {"steps": steps, "texts_seen": 0, "tokens_seen": 0}
     module.train()
     with seeded(seed, device):
@@ -211,7 +211,7 @@ def train_stage(
             optimizer.zero_grad()
             tokens = int(lengths[rows].sum())
             for part in np.split(rows, range(at_once, len(rows), at_once)):
-                with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                with autocast(device, dtype):
                     loss = measure(part) / tokens
                 loss.backward()
                 if not torch.isfinite(loss):

@@ -172,9 +172,6 @@ class Writing:
         shown = [(name, control) for name in self.generators for control in (OWN, *self.controls)]
         return [WriteReports(*one, self.settings) for one in shown]
 
-    def list_unseeing(self) -> list[WriteReports]:
-        return [WriteReports(name, OWN, self.settings) for name in TEXT_CONTROLS]
-
 
 def write_reports(evaluation: Evaluation, writing: Writing, workers: int = 1) -> None:
     """Write and keep all reports; those that are current are left."""
@@ -207,7 +204,9 @@ def _list_work(evaluation: Evaluation, writing: Writing) -> list[tuple[list[str]
     tasks = writing.list_tasks()
     if not evaluation.findings or evaluation.validation.empty:
         tasks = [task for task in tasks if task.generator != COMPOSITION]
-    with_texts = [name for name in writing.arms if _reads_texts(evaluation, name, writing.seeds[0])]
+    # What has learnt to bring reports and images together: other encoders have not, nor arms on images alone.
+    sides = {arm: f"{arm_folder(arm, writing.seeds[0])}/model/text_encoder" for arm in filter(is_arm, writing.arms)}
+    with_texts = [arm for arm, side in sides.items() if evaluation.run.has(side)]
     others = [name for name in writing.arms if name not in with_texts]
     work = [(with_texts, tasks), (others, [task for task in tasks if not task.generator.endswith("_text")])]
     work = [(arms, of_arms) for arms, of_arms in work if arms and of_arms]
@@ -216,12 +215,7 @@ def _list_work(evaluation: Evaluation, writing: Writing) -> list[tuple[list[str]
             "no generator writes on any encoder: name one of each or more; nearest and medoid by text need an arm that "
             "was trained on texts, composition labels and a validation split."
         )
-    return [*work, ([NO_ENCODER], writing.list_unseeing())]
-
-
-def _reads_texts(evaluation: Evaluation, name: str, seed: int) -> bool:
-    """Whether a model has learnt what reports and images share: other encoders have, and arms on images alone, not."""
-    return is_arm(name) and evaluation.run.has(f"{arm_folder(name, seed)}/model/text_encoder")
+    return [*work, ([NO_ENCODER], [WriteReports(name, OWN, writing.settings) for name in TEXT_CONTROLS])]
 
 
 def _list_pairs(writing: Writing) -> dict[str, list]:

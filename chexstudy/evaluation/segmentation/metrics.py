@@ -22,6 +22,7 @@ from scipy.spatial import KDTree
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import MACRO, Measured, append_groups
 from chexstudy.statistics.bootstrap import count_patients
+from chexstudy.statistics.ranking import weighted_median
 
 FOUND, MISSED, FALSE_POSITIVE, BOTH_EMPTY = "found", "missed", "false_positive", "both_empty"
 _PERCENT = 95
@@ -160,18 +161,6 @@ def _average_cases(cases: Mapping[str, np.ndarray], weights: np.ndarray) -> np.n
     drawn = np.tensordot(weights, (~np.isnan(values)).astype(float), 1)
     with np.errstate(invalid="ignore"):
         means, pooled = totals / drawn, 2 * totals[:, -2] / totals[:, -1]
-    median = np.stack([_find_median(column, weights) for column in cases["hd95"].T], axis=1)
+    median = np.stack([weighted_median(column, weights) for column in cases["hd95"].T], axis=1)
     metrics = np.concatenate([means[:, : -len(_PIXELS)], median[:, None], pooled[:, None]], axis=1)
     return append_groups(metrics, {MACRO: list(range(values.shape[2]))})
-
-
-def _find_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The median ``(resamples,)`` of values, each as often there as its weight says; NaN do not count."""
-    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]
-    reached = weights[:, order].cumsum(axis=1)
-    if not order.size:
-        return np.full(len(weights), np.nan)
-    count = reached[:, -1:]
-    ends = [(reached <= np.floor((count - odd) / 2)).sum(axis=1) for odd in (1, 0)]
-    middle = values[order][np.minimum(ends, len(order) - 1)].mean(axis=0)
-    return np.where(count[:, 0] > 0, middle, np.nan)

@@ -8,7 +8,6 @@ image, and a small U-Net on pixels, trained end to end on the same images.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -84,7 +83,11 @@ class SegmentStructures(Task):
         if not train.known.any():
             raise StudyError(f"no training image has outlines of {', '.join(self.structures)}: name other structures.")
         if self.decoder == MEAN_MASK:
-            predict, files = partial(_predict_mean, average_masks(train)), ()
+            mean, files = average_masks(train), ()
+
+            def predict(pixels: np.ndarray) -> Iterator[np.ndarray]:
+                return repeat(mean, len(pixels))
+
         else:
             encoder = None if arm.name == NO_ENCODER else arm.encoder
             model, table = fit_decoder(
@@ -148,10 +151,6 @@ class SegmentStructures(Task):
     def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> list[Measured]:
         """By structure and the mean over structures, see `measure_structures`."""
         return [measure_structures(scores, rows, self.structures, evaluation.draw_patients(rows)[0])]
-
-
-def _predict_mean(mean: np.ndarray, pixels: np.ndarray) -> Iterator[np.ndarray]:
-    return repeat(mean, len(pixels))
 
 
 def _read_examples(evaluation: Evaluation, rows: pd.DataFrame, structures: Sequence[str]) -> Examples:

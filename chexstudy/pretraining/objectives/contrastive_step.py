@@ -8,7 +8,7 @@ shares a batch out over processes, see `chexstudy.pretraining.engine.distributed
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import InitVar, dataclass, field
 from itertools import pairwise
 from typing import TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chexstudy.devices import autocast
 from chexstudy.pretraining.configuration import TOWERS
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.loading import StallMeter, prefetch
@@ -56,9 +57,6 @@ class PairEncoder:
         self.micro = MicroBatch(micro_batch, self.device, "pair", "encoder, image_size or max_tokens")
         self.meter = PairFlopMeter(self.model.image_tower, self.model.text_tower, self.model)
 
-    def _precision(self):
-        return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
-
     def encode(
         self, rows: np.ndarray, piece: int, backward: bool, size: int | None = None, pixels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -70,7 +68,7 @@ class PairEncoder:
         """
         if self.dropout_seed is not None:
             torch.manual_seed(self.dropout_seed(piece))
-        with self._precision():
+        with autocast(self.device, self.autocast):
             image = self._encode_side("image", rows, backward, size, pixels)
             return image, self._encode_side("text", rows, backward)
 
@@ -109,7 +107,7 @@ class PairEncoder:
         """What an encoder that is not trained makes of all processes' rows, before projection ``(len(rows), dim)``."""
 
         def encode(part: np.ndarray, piece: int, pixels: Tensor | None) -> tuple[Tensor]:
-            with self._precision():
+            with autocast(self.device, self.autocast):
                 return (self._encode_side(side, part, False, pixels=pixels, projects=False).float(),)
 
         return self._embed(rows, (self.model.tower(side).encoder.dim,), encode, side == "image")[0]

@@ -8,7 +8,6 @@ every [CLS].
 """
 
 import random
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from chexstudy.devices import autocast
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.micro_batch import MicroBatch
@@ -70,14 +70,11 @@ class Distillation:
         masks = draw_masks(2 * images, self.config.image_size // self.student.patch_size, chance, own.exact_masks)
         return whole, local, masks.reshape(2, images, -1).swapaxes(0, 1)
 
-    def precision(self):
-        return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
-
     def see_whole(
         self, network: Network, crops: Tensor, masks: Tensor | None = None, wanted: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """[CLS] ``(2, images, dim)`` and patches, as `Network.see` gives them, of global crops, float32."""
-        with self.precision():
+        with autocast(self.device, self.autocast):
             cls, patches = network.see(crops, masks, wanted)
         return cls.float().view(-1, 2, network.width).transpose(0, 1), patches.float()
 
@@ -234,7 +231,7 @@ class Batch:
         cls, patches = of.see_whole(student, whole, masks, masks if of.anchor is None else None)
         local = torch.cat([make_crops(pixels, one[piece], own.local_size) for one in self._local])
         no_patch = masks.new_zeros(len(local), (own.local_size // student.patch_size) ** 2)
-        with of.precision():
+        with autocast(of.device, of.autocast):
             local_cls = student.see(local, wanted=no_patch)[0].float()
         logits = student.crop_head(torch.cat([cls.flatten(0, 1), local_cls])).unflatten(0, (-1, images))
         targets = crop_targets.chunk(slice(2 * piece.start, 2 * piece.stop)).unflatten(0, (images, 2)).transpose(0, 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chexstudy.devices import autocast
 from chexstudy.encoders.build import build_text_encoder
 from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.spec import EncoderSpec
@@ -76,7 +77,7 @@ class MaskedLanguageObjective(Objective):
             loss, right = 0.0, 0
             for piece in self._micro.cut(share):
                 torch.manual_seed(self._streams.draw_seed("dropout", step, piece.start))
-                with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+                with autocast(self._device, self._autocast):
                     logits = self.model(input_ids=shown[piece], attention_mask=mask[piece]).logits
                 wanted = named[piece]
                 logits, truth = logits[wanted].float(), ids[piece][wanted]

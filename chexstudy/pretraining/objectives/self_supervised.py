@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chexstudy.devices import autocast
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.encoder import width_of
 from chexstudy.pretraining.configuration import seal_model
@@ -225,7 +226,7 @@ class SelfSupervisedObjective(Objective):
             found, micro = [torch.empty((0, width), device=step.device)], step.micro.size
             for start in range(0, len(own), micro):
                 pixels = read(own[start : start + micro]).to(step.device)
-                with step.precision():
+                with autocast(step.device, step.autocast):
                     found.append(see(pixels).float())
             return torch.cat(found)
 

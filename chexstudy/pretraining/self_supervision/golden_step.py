@@ -186,10 +186,6 @@ def _schedules(golden: Arrays) -> Compared:
     return found
 
 
-def _published_names(golden: Arrays) -> list[str]:
-    return [str(name) for name in golden["groups_name"][golden["groups_module"] == "backbone"]]
-
-
 def _build_backbone(golden: Arrays) -> nn.Module:
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
@@ -207,7 +203,8 @@ def _build_backbone(golden: Arrays) -> nn.Module:
         use_swiglu_ffn=True,
     )
     model = Dinov2WithRegistersModel(config).eval()
-    names = {name: _underscored(name) for name in dict.fromkeys(_published_names(golden))}
+    published = map(str, golden["groups_name"][golden["groups_module"] == "backbone"])
+    names = {name: _underscored(name) for name in dict.fromkeys(published)}
     model.load_state_dict(translate_weights(_weights(golden, "vit", names)))
     use_published_positions(model)
     return model
