@@ -18,9 +18,9 @@ useful)? Findings by themselves (``alone``) and with the others of their encoder
 the width plus 40 times what a truth outside lies away: narrow is no merit if it is wrong.
 
 **Question 2.** The answer of the planner to targets of 0.75, 0.80 and 0.85 from the same labels: how often is it
-another than "cannot be told yet", and how often do the measured curves contradict it? They do where the number needed
-is not within the bracket of measured counts between which the target is first reached, nor beyond the last if it never
-is.
+another than "cannot be told yet", and how often do the measured curves contradict it? They do where the number needed,
+by the answer (at most what there is, if reached already; beyond 100 times that, if unreachable), is not within the
+bracket of measured counts between which the target is first reached, nor beyond the last if it never is.
 
 **Intervals** of coverages are over findings within cohorts, however many encoders saw them.
 
@@ -46,7 +46,7 @@ from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.label_planning.curves import CurveDesign, measure_curves, plan_draws
 from chexstudy.label_planning.observations import FEWEST_POINTS, list_curves
-from chexstudy.label_planning.planner import NOT_YET, infer_by_encoder, plan_curve
+from chexstudy.label_planning.planner import FARTHEST, NOT_YET, REACHED, UNREACHABLE, infer_by_encoder, plan_curve
 from chexstudy.pretraining.models.dual_encoder import load_image_encoder
 from chexstudy.runs import Run
 from chexstudy.statistics.proportions import measure_proportion
@@ -132,9 +132,11 @@ def judge_answers(curve, posterior) -> dict:
         reached = np.flatnonzero(curve.means >= target)
         last = curve.labels[reached[0]] if len(reached) else np.inf
         before = curve.labels[reached[0] - 1] if len(reached) and reached[0] else 0.0 if len(reached) else curve.most
+        low = FARTHEST * plan["have"] if plan["state"] == UNREACHABLE else plan["need_low"]
+        high = plan["have"] if plan["state"] == REACHED else plan["need_high"]
         told = plan["state"] != NOT_YET
         said += told
-        contradicted += told and not (plan["need_low"] <= last and plan["need_high"] >= before)
+        contradicted += told and not (low <= last and high > before)
     return {"answers": len(TARGETS), "said": said, "contradicted": contradicted}
 
 

@@ -70,3 +70,24 @@ def test_callables_take_turns(monkeypatch):
     assert calls == ["a", "b"] * 4
     assert timings["a"].rounds == 3
     assert 0 <= timings["a"].best <= timings["a"].median
+
+
+def test_an_answer_is_contradicted_by_what_was_measured_later(monkeypatch):
+    monkeypatch.syspath_prepend(_BENCHMARKS)
+    from label_forecasts import judge_answers
+
+    from chexstudy.label_planning.observations import LearningCurve
+    from chexstudy.label_planning.posterior import Posterior
+
+    labels = np.array([10, 20, 50, 200, 1000.0])
+    curve = LearningCurve("e", "f", labels, np.array([0.6, 0.7, 0.76, 0.82, 0.9])[:, None])
+
+    def judge_level(plateau):
+        """Of an encoder that is at once at its plateau, from 50 labels, for 0.75, 0.80 and 0.85."""
+        parameters = np.tile([plateau, 0.0, 0.5, 0.0], (100, 1))
+        return judge_answers(curve, Posterior(curve.until(50), parameters, *np.zeros((2, 100)), 1.0))
+
+    # 0.75 is reached at 50, 0.80 at 200 and 0.85 at 1,000.
+    assert judge_level(0.78) == {"answers": 3, "said": 3, "contradicted": 2}
+    assert judge_level(0.95) == {"answers": 3, "said": 3, "contradicted": 2}
+    assert judge_level(0.74) == {"answers": 3, "said": 3, "contradicted": 3}

@@ -125,9 +125,10 @@ def test_positives_are_found_by_reading_cases():
     ("parameters", "state", "words"),
     [
         (power([19.5] * 99 + [89.5]), REACHED, "reached already: 0.8 needs 20 labels at most, and there are 100"),
+        (power([49.5] * 96 + [179.5] * 4), REACHED, "0.8 needs 100 labels at most, and there are 100"),
         (power([49.5] * 60 + [179.5] * 40), NEEDED, "probably reached with 100 labels; up to 80 more may be needed"),
         (power([300.0] * 100, target=0.7, plateau=0.78), UNREACHABLE, "unreachable: the plateau lies at 0.780"),
-        (power([1e6] * 100), UNREACHABLE, "needs more than 100 times the 100 labels there are"),
+        (power([1e6] * 96 + [300.0] * 4), UNREACHABLE, "needs more than 100 times the 100 labels there are"),
         (np.concatenate([power([300.0] * 90), power([300.0] * 10, 0.7, 0.79)]), NOT_YET, "200 more may do, and no"),
         (power(np.geomspace(200, 1e6, 100)), NOT_YET, "cannot be told yet"),
     ],
