@@ -42,7 +42,7 @@ _GAMMA_NODES, _NOISE_NODES = 40, 7
 _CANDIDATES, _BURN_IN, _SWEEPS = 12_000, 100, 400
 # From where the linear part is drawn before the population weighs it: plateau and start, mean and standard deviation.
 _WIDE = (0.8, 0.6), (0.25, 0.15)
-_HOPELESS, _TINY, _EDGE = 12.0, 1e-300, 1e-9
+_HOPELESS, _FALLS, _TINY, _EDGE = 12.0, -15.0, 1e-300, 1e-9
 
 
 @dataclass(frozen=True)
@@ -154,20 +154,20 @@ def _infer_alone(curve: LearningCurve, exponent: float, prior: Prior, generator:
         likely = np.flatnonzero(by_gamma > by_gamma.max() - _HOPELESS)
         low, high = edges[likely[0]], edges[likely[-1] + 1]
     place = np.unravel_index(_draw(log_mass.ravel(), _CANDIDATES, generator), log_mass.shape)
-    plateau, start, log_weight = plane.draw(place, generator)
-    usable = (plateau > start) & np.isfinite(log_weight)
-    if not usable.any():
+    plateau, start, log_below, log_weight = plane.draw(place, generator)
+    # A start below the plateau is then as unlikely in every cell as five standard deviations.
+    if log_below.max() < _FALLS:
         raise StudyError(
             f"the curve of {curve.encoder!r} on {curve.finding!r} falls as labels are added, so how many are needed "
             "cannot be told: check its numbers, or leave it out with --finding or --encoder."
         )
-    delay, gamma, noise = (one[usable] for one in place)
-    delay, gamma, plateau, start = delays[delay], np.exp(log_gammas[gamma]), plateau[usable], start[usable]
-    beta = (plateau - start) * (_START + delay) ** gamma
+    delay, gamma, noise = place
+    delay, gamma = delays[delay], np.exp(log_gammas[gamma])
+    beta = np.maximum(plateau - start, _EDGE) * (_START + delay) ** gamma
     parameters = np.stack([plateau, beta, gamma, delay], axis=1)
     logit, _, shortfall = _locate(parameters)
     # The population is of the logit and of the log shortfall, the draws are of plateau and start.
-    log_weight = log_weight[usable] - shortfall - 2 * np.log(plateau - CHANCE) - np.log(PERFECT - plateau)
+    log_weight = log_below + log_weight - shortfall - 2 * np.log(plateau - CHANCE) - np.log(PERFECT - plateau)
     log_weight -= _surprise(logit, prior, 0) + _surprise(shortfall, prior, 2)
     deviation, misfit = np.divmod(noise, len(misfits))
     found = Posterior(curve, parameters, deviations[deviation], misfits[misfit], exponent)
@@ -220,8 +220,8 @@ class _Plane:
     def _tails(self, place) -> tuple[np.ndarray, np.ndarray]:
         return tuple(ndtr((end - self.plateau[place]) / self.spread[place]) for end in (CHANCE, PERFECT))
 
-    def draw(self, place: tuple, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A plateau and a start below it at each place, and the log weight that makes up for the wide normals."""
+    def draw(self, place: tuple, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Plateau, start below it, log probability of such a start, and log weight in place of the wide normals."""
         centre, (low, high), chances = self.plateau[place], self._tails(place), generator.random((2, len(place[0])))
         plateau = centre + self.spread[place] * ndtri(low + (high - low) * chances[0])
         plateau = np.clip(plateau, CHANCE + _EDGE, PERFECT - _EDGE)
@@ -229,7 +229,7 @@ class _Plane:
         below = np.maximum(ndtr((plateau - start) * root), _TINY)
         start = start + ndtri(below * chances[1]) / root
         wide = sum(((one - mean) / spread) ** 2 for one, mean, spread in zip((plateau, start), *_WIDE, strict=True))
-        return plateau, start, np.log(below) + wide / 2
+        return plateau, start, np.log(below), wide / 2
 
 
 def _infer_together(alone: list[Posterior], prior: Prior, generator: np.random.Generator) -> list[Posterior]:
