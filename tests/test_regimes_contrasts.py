@@ -148,3 +148,11 @@ def test_pools_of_one_training_are_left_out_of_the_split_and_they_alone_are_refu
 def test_negative_estimates_of_variance_are_zero():
     told = contrasts.split_variance(nest(np.array([[[0.0, 2], [0, 2]], [[0, 2], [0, 2]]]))).set_index("source")
     assert told.variance.to_dict() == {"pool": 0, "choice": 0, "training": pytest.approx(2)}
+
+
+def test_a_random_choice_alone_gains_nothing_and_breaks_nothing():
+    outcomes = pd.DataFrame(make_rows({"random": [0.5, 0.6]}))
+    gains = contrasts.correct_gains(contrasts.measure_gains(outcomes, [AUROC]))
+    assert gains.empty
+    assert {"gain", "p_holm"} <= set(gains)
+    assert contrasts.half_width(gains) == np.inf

@@ -21,6 +21,7 @@ from chexstudy.statistics.multiple_testing import correct_by_holm
 MAIN_METHOD, MAIN_METRIC = "filtered_budgeted_half", "zero_shot_auroc_macro"
 CELL = list(Cell.__dataclass_fields__)
 _CHANCE = ["seed", "choice", "training"]
+_ESTIMATE = ("gain", "ci_low", "ci_high", "p", "pools")
 
 
 def measure_gains(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str = BASELINE) -> pd.DataFrame:
@@ -37,7 +38,7 @@ def measure_gains(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str
         | _estimate(own["gain"].to_numpy())
         for place, own in pools.groupby([*CELL, "method", "metric"], sort=False)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*CELL, "method", "metric", "value", "reference", *_ESTIMATE])
 
 
 def pair_pools(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str = BASELINE) -> pd.DataFrame:
@@ -58,13 +59,12 @@ def pair_pools(outcomes: pd.DataFrame, metrics: Sequence[str], reference: str = 
 def _estimate(gains: np.ndarray) -> dict[str, float]:
     """Mean, 95 % interval and two-sided p value of independent gains ``(pools,)``."""
     count, mean = len(gains), float(gains.mean())
-    told = {"gain": mean, "ci_low": np.nan, "ci_high": np.nan, "p": np.nan, "pools": count}
     if count < 2:
-        return told
+        return dict(zip(_ESTIMATE, (mean, *[np.nan] * 3, count), strict=True))
     error = float(gains.std(ddof=1) / np.sqrt(count))
     reach = float(student.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
     p = 2 * float(student.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
-    return told | {"ci_low": mean - reach, "ci_high": mean + reach, "p": p}
+    return dict(zip(_ESTIMATE, (mean, mean - reach, mean + reach, p, count), strict=True))
 
 
 def correct_gains(gains: pd.DataFrame) -> pd.DataFrame:
