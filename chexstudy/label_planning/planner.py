@@ -138,10 +138,10 @@ def plan_labels(
 ) -> pd.DataFrame:
     """How many labels more a target AUROC needs, by encoder and finding.
 
-    The states: ``reached`` (what is needed lies within what we have with 95 %), ``unreachable`` (it lies beyond
-    `FARTHEST` times what we have with 95 %), ``needed`` (an interval with two ends), ``cannot be told yet`` (the
-    interval has no upper end, or one beyond). What we have is the largest n of each curve. Give all findings, also for
-    a plan of one: they learn from each other.
+    The states: ``reached`` (the whole interval of what is needed lies within what we have), ``needed`` (an interval
+    with two ends), ``unreachable`` (the whole interval of the plateau lies under the target, or that of what is needed
+    beyond `FARTHEST` times what we have), ``cannot be told yet`` (the interval has no upper end, or one beyond). What
+    we have is the largest n of each curve. Give all findings, also for a plan of one: they learn from each other.
 
     Args:
         cost: of labelling one case.
@@ -194,13 +194,11 @@ def plan_curve(
     curve = posterior.curve
     shifted = posterior.parameters.copy()
     shifted[:, 0] = np.clip(shifted[:, 0] + shift, 0, PERFECT)
-    needed = np.ceil(labels_for(target, shifted))
-    plateau, need = _ends(shifted[:, 0]), _ends(needed)
+    plateau, need = _ends(shifted[:, 0]), _ends(np.ceil(labels_for(target, shifted)))
     more = tuple(max(0.0, one - curve.most) for one in need)
-    # That it is reached, or is not, has one side: all of the 5 % that an answer may be wrong lie there.
-    if np.mean(needed <= curve.most) >= CONFIDENCE:
+    if need[2] <= curve.most:
         state = REACHED
-    elif np.mean(needed > FARTHEST * curve.most) >= CONFIDENCE:
+    elif plateau[2] < target or need[1] > FARTHEST * curve.most:
         state = UNREACHABLE
     elif need[2] <= FARTHEST * curve.most:
         state = NEEDED
@@ -225,8 +223,7 @@ def _answer(curve: LearningCurve, row: Mapping) -> str:
     if row["state"] == REACHED:
         if row["need_high"] < curve.labels[0]:
             return f"reached already: the fewest drawn, {curve.labels[0]:,.0f}{labels}, are enough for {target}"
-        most = min(row["need_high"], row["have"])
-        return f"reached already: {target} needs {most:,.0f}{labels} at most, and there are {have}"
+        return f"reached already: {target} needs {row['need_high']:,.0f}{labels} at most, and there are {have}"
     if row["state"] == UNREACHABLE:
         if row["plateau_high"] < row["target"]:
             plateau = f"{row['plateau']:.3f} (95 %: {row['plateau_low']:.3f}-{row['plateau_high']:.3f})"
