@@ -21,7 +21,7 @@ from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels.store import build_pixel_store
 from chexstudy.cohort.table import read_cohort
-from chexstudy.devices import choose_autocast
+from chexstudy.devices import autocast, choose_autocast
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.random_streams import RandomStreams
@@ -221,7 +221,7 @@ class PublishedStep:
         return {name: value.item() for name, value in told.items()}
 
     def _see(self, network: nn.Module, crops: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        with self._of.precision():
+        with autocast(self._of.device, self._of.autocast):
             cls, patches = network.see(crops, masks)
         return cls.float(), patches.float()
 

@@ -148,7 +148,7 @@ def test_no_finding_does_not_steer_the_trend(rare_gain):
 
 
 def test_the_gain_over_an_arm_that_does_not_exist_is_one_sentence(home):
-    with pytest.raises(StudyError, match="unknown arm 'random'; there are curated, random_same_data"):
+    with pytest.raises(StudyError, match="unknown arm 'random'; there are curated, filtered, random_same_data"):
         measure_gains(Evaluation(Run("test"), pd.DataFrame(), None), pd.DataFrame(), ["random"])
 
 

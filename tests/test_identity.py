@@ -274,8 +274,14 @@ def test_jupyterlab_takes_the_values_of_the_study_it_names_or_the_profile_of_tha
     capsys.readouterr()
     values = open_in_jupyterlab(FOURTH, "mine")
     told = capsys.readouterr().out
-    assert told.startswith("Taken from study 'mine': seeds = 2, arms = ['curated', 'random_same_data', 'full']")
-    assert [values[name] for name in ("study", "seeds", "arms")] == ["mine", 2, ["curated", "random_same_data", "full"]]
+    assert told.startswith(
+        "Taken from study 'mine': seeds = 2, arms = ['curated', 'filtered', 'random_same_data', 'full']"
+    )
+    assert [values[name] for name in ("study", "seeds", "arms")] == [
+        "mine",
+        2,
+        ["curated", "filtered", "random_same_data", "full"],
+    ]
     values = open_in_jupyterlab(SECOND, "mine")
     told = capsys.readouterr().out
     assert "warm_up_epochs = 1" in told

@@ -29,7 +29,7 @@ def _forbid_measuring(monkeypatch):
     def measure(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(scoring, "_measure", measure)
+    monkeypatch.setattr(scoring, "measure_pairs", measure)
 
 
 def test_embeddings_are_those_of_the_warm_up_pair_by_pair(tiny_study):

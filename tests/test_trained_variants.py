@@ -122,15 +122,15 @@ def evaluated():
 def test_differences_are_the_variants_minus_the_reference(monkeypatch):
     asked = {}
 
-    def evaluate(evaluation, arms, seeds, reference, workers):
-        asked.update(arms=arms, seeds=seeds, reference=reference, workers=workers)
+    def evaluate(evaluation, arms, seeds, references, workers):
+        asked.update(arms=arms, seeds=seeds, references=references, workers=workers)
         return evaluated()
 
     monkeypatch.setattr(variants, "evaluate_arms", evaluate)
     chosen = choose_variants(["two_epochs"], REFERENCE_CONFIG)
     rows = evaluate_variants(SimpleNamespace(findings=["Mass"]), chosen, [0, 1], 2)
     arms = ["curated.published", "curated.two_epochs"]
-    assert asked == {"arms": arms, "seeds": [0, 1], "reference": arms[0], "workers": 2}
+    assert asked == {"arms": arms, "seeds": [0, 1], "references": arms[:1], "workers": 2}
     assert set(rows.task) == {"ablation_zero_shot", "ablation_zero_shot_difference"}
     assert set(rows.finding) == {"macro", "tail"}
     gain = list_differences(rows, "p/test")

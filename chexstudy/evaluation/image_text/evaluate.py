@@ -73,9 +73,8 @@ def evaluate_arms(
     alone = list_values(evaluation, measured, by_seed, arms, seeds)
     rows = pd.concat([rows, alone[alone.seed != OVER_SEEDS]], ignore_index=True)
     rows = add_costs(rows, read_costs(run, arms, seeds))
-    if compared := pair_arms(arms, references):
-        pairs = [((task, one), (task, arm)) for task in summarised for one, arm in compared]
-        rows = pd.concat([rows, list_differences(evaluation, measured, pairs)], ignore_index=True)
+    pairs = [((task, one), (task, arm)) for task in summarised for one, arm in pair_arms(arms, references)]
+    rows = pd.concat([rows, list_differences(evaluation, measured, pairs)], ignore_index=True)
     return name_arms(add_exposure(evaluation, rows.assign(study=run.study), seeds[0]))
 
 
